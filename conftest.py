@@ -1,0 +1,48 @@
+"""Test settings of the whole workspace: real data by environment variable, run-time shape checks, quiet trainers."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Folder of the golden arrays; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("PROTO_GOLDEN", ROOT.parent / "shared" / "golden"))
+    if not folder.is_dir():
+        pytest.skip(f"golden arrays are not at {folder} (set PROTO_GOLDEN)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Folder of the real data excerpts; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("PROTO_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real data excerpts are not at {folder} (set PROTO_TEST_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ptbxl_500(test_data: Path) -> Path:
+    """The PTB-XL excerpt of 500 records."""
+    folder = test_data / "ptbxl-500"
+    if not folder.is_dir():
+        pytest.skip(f"no PTB-XL excerpt at {folder}")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _shape_checks(request: pytest.FixtureRequest):
+    """Shape annotations are checked in every test but those that feed wrong shapes to see the library's own error."""
+    from jaxtyping import config
+
+    if request.node.get_closest_marker("bad_input") is None:
+        yield
+        return
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
