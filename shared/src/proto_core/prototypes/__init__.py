@@ -1,0 +1,32 @@
+"""Layers that hold prototypes, and their projection onto real cases."""
+
+from proto_core.prototypes.classes import check_class_identity, init_classifier_weight, prototype_class_matrix
+from proto_core.prototypes.layers import PointPrototypes, PrototypeLayer, global_cosine_similarity
+from proto_core.prototypes.projection import CaseSearch, Projection, project_layer, project_prototypes
+from proto_core.prototypes.windows import (
+    WindowPrototypes,
+    log_similarity,
+    mean_window_similarity,
+    pool_windows,
+    window_l2_distance,
+    window_similarity,
+)
+
+__all__ = [
+    "CaseSearch",
+    "PointPrototypes",
+    "Projection",
+    "PrototypeLayer",
+    "WindowPrototypes",
+    "check_class_identity",
+    "global_cosine_similarity",
+    "init_classifier_weight",
+    "log_similarity",
+    "mean_window_similarity",
+    "pool_windows",
+    "project_layer",
+    "project_prototypes",
+    "prototype_class_matrix",
+    "window_l2_distance",
+    "window_similarity",
+]
