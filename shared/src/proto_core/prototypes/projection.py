@@ -54,7 +54,8 @@ class CaseSearch:
         self.vectors = prototypes.detach().clone()
         self.sample_index = torch.full((count,), -1, dtype=torch.long, device=device)
         self.position = torch.full((count,), -1, dtype=torch.long, device=device)
-        self.similarity = torch.full((count,), -torch.inf, device=device)
+        dtype = torch.promote_types(prototypes.dtype, torch.float32)
+        self.similarity = torch.full((count,), -torch.inf, dtype=dtype, device=device)
 
     def eligible(self, targets: Float[Tensor, "n C"]) -> Bool[Tensor, "n P"]:
         """Which samples carry at least one class of which prototype."""
@@ -82,7 +83,8 @@ class CaseSearch:
         samples, _, positions = scores.shape
         if samples == 0 or len(active) == 0:
             return
-        masked = scores.float().nan_to_num(nan=-torch.inf).masked_fill(~eligible.unsqueeze(-1), -torch.inf)
+        scores = scores.to(self.similarity.dtype).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+        masked = scores.masked_fill(~eligible.unsqueeze(-1), -torch.inf)
         flat = masked.transpose(0, 1).reshape(len(active), samples * positions)
         best, where = flat.max(dim=1)
         rows, places = where // positions, where % positions

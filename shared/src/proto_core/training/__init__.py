@@ -1,0 +1,18 @@
+"""Training glue: staged curriculum, projection, teachers, checkpoints. Everything else is Lightning's."""
+
+from proto_core.training.averaging import Teacher
+from proto_core.training.checkpoints import WholeFileCheckpointIO, read_checkpoint, save_checkpoint
+from proto_core.training.curriculum import Curriculum, ProjectionCallback, project_with_trainer
+from proto_core.training.stages import Stage, enter_stage
+
+__all__ = [
+    "Curriculum",
+    "ProjectionCallback",
+    "Stage",
+    "Teacher",
+    "WholeFileCheckpointIO",
+    "enter_stage",
+    "project_with_trainer",
+    "read_checkpoint",
+    "save_checkpoint",
+]

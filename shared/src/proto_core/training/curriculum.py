@@ -1,0 +1,258 @@
+"""A staged curriculum as one Lightning callback: several stages in one ``trainer.fit``, resumable at any epoch.
+
+At the end of a stage the best weights of the stage come back, prototypes are projected if the stage says so, the next
+stage's parameters are unfrozen, and fresh optimisers (and, under DDP, a fresh wrapper) are made. Everything that decides
+where training stands is in ``last.ckpt``, which is written whole after each epoch.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from proto_core.files import writable_folder
+from proto_core.prototypes.projection import project_prototypes
+from proto_core.training.checkpoints import WholeFileCheckpointIO, read_checkpoint
+from proto_core.training.stages import Stage, enter_stage
+
+__all__ = ["Curriculum", "ProjectionCallback", "project_with_trainer"]
+
+log = logging.getLogger(__name__)
+
+_PLATEAU_PATIENCE = 5
+
+
+def project_with_trainer(trainer: Trainer, module: LightningModule) -> None:
+    """Project the module's prototypes onto the training set of the trainer's data module.
+
+    The data module offers ``projection_dataset()`` (the training set, un-augmented), ``collate`` (optional) and
+    ``describe(index) -> (sample id, label names)``. Each rank passes every world-size-th batch; nothing is repeated.
+
+    Raises:
+        ValueError: the trainer has no data module that offers this.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if data is None or not hasattr(data, "projection_dataset"):
+        raise ValueError("projection needs a data module with projection_dataset() and describe(index)")
+    dataset: Dataset[Any] = data.projection_dataset()
+    size = getattr(data, "batch_size", 32)
+    rank, world = trainer.global_rank, trainer.world_size
+    count = len(dataset)  # type: ignore[arg-type]
+    batches = [range(start, min(start + size, count)) for start in range(0, count, size)][rank::world]
+    shard = Subset(dataset, [index for batch in batches for index in batch])
+    loader = DataLoader(shard, batch_size=size, collate_fn=getattr(data, "collate", None))
+
+    def on_device() -> Iterator[Any]:
+        for batch in loader:
+            yield trainer.strategy.batch_to_device(batch, module.device)
+
+    with trainer.precision_plugin.forward_context():
+        project_prototypes(module, on_device(), data.describe)
+
+
+class ProjectionCallback(Callback):
+    """Project prototypes every few epochs, for training without a curriculum.
+
+    Args:
+        every_n_epochs: project after each n-th epoch.
+
+    Raises:
+        ValueError: fewer than 1 epoch.
+    """
+
+    def __init__(self, every_n_epochs: int = 10) -> None:
+        if every_n_epochs < 1:
+            raise ValueError(f"every_n_epochs: found {every_n_epochs}, needed at least 1")
+        self.every_n_epochs = every_n_epochs
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Project when the epoch is due."""
+        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            project_with_trainer(trainer, pl_module)
+
+
+class Curriculum(Callback):
+    """Runs the stages of a module one after the other in one ``trainer.fit``.
+
+    The module offers ``stages: list[Stage]`` and ``stage``. Checkpoints are written to ``dirpath``: ``last.ckpt`` after
+    each epoch, ``<stage>.ckpt`` (best epoch of the stage by its ``monitor``), ``final.ckpt`` at the end. Pass
+    ``last.ckpt`` as ``ckpt_path`` to go on after a kill at the stage and epoch where it was.
+
+    Args:
+        only: names (or ``prefix.*`` patterns) of stages to run; ``None`` runs all.
+        weights: a checkpoint whose weights are loaded first, to run a later stage alone.
+        dirpath: folder of the checkpoints; by default ``checkpoints`` in the trainer's root folder.
+
+    Raises:
+        ValueError: unknown stage, a strategy other than one device or DDP, an unwritable folder (found before training),
+            a checkpoint of another curriculum.
+    """
+
+    def __init__(
+        self, only: Sequence[str] | None = None, weights: str | None = None, dirpath: str | None = None
+    ) -> None:
+        self.only = list(only) if only else None
+        self.weights = weights
+        self.dirpath = dirpath
+        self.folder = Path(dirpath) if dirpath else Path()
+        self.stages: list[Stage] = []
+        self.position = 0
+        self.epoch = 0
+        self.best: float | None = None
+        self.since_best = 0
+        self.halvings = 0
+        self.history: list[dict[str, Any]] = []
+        self._module: LightningModule | None = None
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that is running."""
+        return self.stages[self.position]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Choose the stages, check the output folder and enter the first stage."""
+        if stage != "fit":
+            return
+        if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+            raise ValueError(
+                f"strategy: found {type(trainer.strategy).__name__}; a staged curriculum runs on one device or with DDP"
+            )
+        known: list[Stage] = list(pl_module.stages)  # type: ignore[arg-type]
+        self.stages = [item for item in known if item.max_epochs > 0 and self._selected(item.name)]
+        for pattern in self.only or []:
+            if not any(_matches(item.name, pattern) for item in known):
+                raise ValueError(f"stages: found {pattern!r}, needed one of {[item.name for item in known]}")
+        if not self.stages:
+            raise ValueError(f"stages: nothing to run among {[item.name for item in known]}")
+        self.folder = Path(self.dirpath) if self.dirpath else Path(trainer.default_root_dir) / "checkpoints"
+        writable_folder(self.folder, "checkpoint folder")
+        trainer.strategy.checkpoint_io = WholeFileCheckpointIO()
+        if trainer.max_epochs in (None, -1, 1000):
+            trainer.fit_loop.max_epochs = -1
+        if self.weights:
+            pl_module.load_state_dict(read_checkpoint(self.weights)["state_dict"])
+        self._module = pl_module
+        enter_stage(pl_module, self.stage)
+
+    def _selected(self, name: str) -> bool:
+        return self.only is None or any(_matches(name, pattern) for pattern in self.only)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where training starts or goes on."""
+        log.info("stage %s (%d of %d), epoch %d", self.stage.name, self.position + 1, len(self.stages), self.epoch + 1)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set this epoch's learning rate."""
+        rate = self.stage.lr
+        if self.stage.scheduler == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * self.epoch / self.stage.max_epochs))
+        elif self.stage.scheduler == "plateau":
+            rate *= 0.5**self.halvings
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group.get("lr_scale", 1.0)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the epoch's figure, keep the best, end the stage when it is over, write ``last.ckpt``."""
+        if trainer.sanity_checking:
+            return
+        value = self._monitored(trainer)
+        self.epoch += 1
+        improved = not math.isnan(value) and (
+            self.best is None or (value > self.best if self.stage.mode == "max" else value < self.best)
+        )
+        self.history.append({"stage": self.stage.name, "epoch": self.epoch, self.stage.monitor: value})
+        if improved or self.epoch == 1:
+            self.best = None if math.isnan(value) else value
+            self.since_best = 0
+            trainer.save_checkpoint(self.folder / f"{self.stage.name}.ckpt")
+        else:
+            self.since_best += 1
+            if self.since_best % (_PLATEAU_PATIENCE + 1) == 0:
+                self.halvings += 1
+        patience = self.stage.patience
+        if self.epoch >= self.stage.max_epochs or (patience is not None and self.since_best >= patience):
+            self._end_stage(trainer, pl_module)
+        trainer.save_checkpoint(self.folder / "last.ckpt")
+
+    def _monitored(self, trainer: Trainer) -> float:
+        metric = trainer.callback_metrics.get(self.stage.monitor)
+        if metric is None:
+            raise ValueError(
+                f"stage {self.stage.name!r}: the model logs no {self.stage.monitor!r}, found "
+                f"{sorted(trainer.callback_metrics)}"
+            )
+        return float(metric)
+
+    def _end_stage(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        ended = self.stage
+        trainer.strategy.barrier("best weights are on disk")
+        best = read_checkpoint(self.folder / f"{ended.name}.ckpt")
+        pl_module.load_state_dict(best["state_dict"])
+        log.info("stage %s ended after %d epochs, best %s %s", ended.name, self.epoch, ended.monitor, self.best)
+        if ended.project:
+            project_with_trainer(trainer, pl_module)
+            trainer.save_checkpoint(self.folder / f"{ended.name}.ckpt")
+        if self.position + 1 == len(self.stages):
+            trainer.save_checkpoint(self.folder / "final.ckpt")
+            trainer.should_stop = True
+            return
+        self.position += 1
+        self.epoch, self.best, self.since_best, self.halvings = 0, None, 0, 0
+        enter_stage(pl_module, self.stage)
+        _fresh_optimizers(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands."""
+        return {
+            "stages": [item.name for item in self.stages],
+            "position": self.position,
+            "epoch": self.epoch,
+            "best": self.best,
+            "since_best": self.since_best,
+            "halvings": self.halvings,
+            "history": self.history,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a checkpoint stood."""
+        names = [item.name for item in self.stages]
+        if state_dict["stages"] != names:
+            raise ValueError(f"checkpoint: holds the stages {state_dict['stages']}, this run has {names}")
+        self.position, self.epoch = state_dict["position"], state_dict["epoch"]
+        self.best, self.since_best = state_dict["best"], state_dict["since_best"]
+        self.halvings, self.history = state_dict["halvings"], list(state_dict["history"])
+        if self._module is not None:
+            enter_stage(self._module, self.stage)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return (
+        name == pattern or (pattern.endswith(".*") and name.startswith(pattern[:-1])) or name.startswith(pattern + ".")
+    )
+
+
+def _fresh_optimizers(trainer: Trainer, module: LightningModule) -> None:
+    """New optimisers for the parameters that train now; under DDP a new wrapper, whose hooks know them."""
+    strategy = trainer.strategy
+    if isinstance(strategy, DDPStrategy):
+        strategy.model = module
+        gc.collect()
+        strategy.configure_ddp()
+    strategy.setup_optimizers(trainer)
+    if dist.is_available() and dist.is_initialized():
+        for tensor in list(module.parameters()) + list(module.buffers()):
+            if isinstance(tensor, Tensor) and tensor.numel():
+                with torch.no_grad():
+                    dist.broadcast(tensor.data, src=0)
