@@ -7,6 +7,7 @@ training sample each prototype is, and where in it. Cases travel in the ``state_
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +17,14 @@ from torch.nn import functional as F
 
 from proto_core.prototypes.classes import check_class_identity
 
-__all__ = ["PointPrototypes", "PrototypeLayer", "safe_normalize"]
+__all__ = ["PointPrototypes", "PrototypeLayer", "full_precision", "global_cosine_similarity", "safe_normalize"]
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Switch autocast off where it is on; elsewhere nothing, so that exported graphs stay plain."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def safe_normalize(x: Tensor, eps: float = 1e-12) -> Tensor:
@@ -178,5 +186,5 @@ def global_cosine_similarity(features: Float[Tensor, "N D"], prototypes: Float[T
         raise ValueError(
             f"needed features [N, D] and prototypes [P, D], found {tuple(features.shape)} and {tuple(prototypes.shape)}"
         )
-    with torch.autocast(features.device.type, enabled=False):
+    with full_precision(features.device):
         return safe_normalize(features) @ safe_normalize(prototypes).T

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from proto_core.prototypes.layers import PrototypeLayer
+from proto_core.prototypes.layers import PrototypeLayer, full_precision
 
 __all__ = [
     "Pooling",
@@ -72,7 +72,7 @@ def window_similarity(
     Raises:
         ValueError: shapes that do not fit, or a window longer than the sequence.
     """
-    with torch.autocast(features.device.type, enabled=False):
+    with full_precision(features.device):
         a, b = _windows(features, prototypes)
         a_norm = (a.square().sum(-1) + eps).sqrt()
         b_unit = b / (b.square().sum(-1, keepdim=True) + eps).sqrt()
@@ -87,7 +87,7 @@ def mean_window_similarity(
     Raises:
         ValueError: as :func:`window_similarity`.
     """
-    with torch.autocast(features.device.type, enabled=False):
+    with full_precision(features.device):
         a, b = _windows(features, prototypes)
         mean_window = torch.einsum("nkd,nk->nd", a, (a.square().sum(-1) + eps).rsqrt()) / a.shape[1]
         b_unit = b / (b.square().sum(-1, keepdim=True) + eps).sqrt()
@@ -102,7 +102,7 @@ def window_l2_distance(
     Raises:
         ValueError: as :func:`window_similarity`.
     """
-    with torch.autocast(features.device.type, enabled=False):
+    with full_precision(features.device):
         a, b = _windows(features, prototypes)
         squared = a.square().sum(-1).unsqueeze(1) + b.square().sum(-1)[None, :, None]
         squared = squared - 2 * torch.einsum("nkd,pd->npk", a, b)

@@ -1,8 +1,8 @@
 """A staged curriculum as one Lightning callback: several stages in one ``trainer.fit``, resumable at any epoch.
 
-At the end of a stage the best weights of the stage come back, prototypes are projected if the stage says so, the next
-stage's parameters are unfrozen, and fresh optimisers (and, under DDP, a fresh wrapper) are made. Everything that decides
-where training stands is in ``last.ckpt``, which is written whole after each epoch.
+At the end of a stage the best weights of the stage come back, prototypes are projected if the stage says so, the
+next stage's parameters are unfrozen, and fresh optimisers (and, under DDP, a fresh wrapper) are made. Everything that
+decides where training stands is in ``last.ckpt``, which is written whole after each epoch.
 """
 
 from __future__ import annotations
@@ -14,17 +14,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from proto_core.files import writable_folder
 from proto_core.prototypes.projection import project_prototypes
 from proto_core.training.checkpoints import WholeFileCheckpointIO, read_checkpoint
-from proto_core.training.stages import Stage, enter_stage
+from proto_core.training.stages import HasStages, Stage, enter_stage
 
 __all__ = ["Curriculum", "ProjectionCallback", "project_with_trainer"]
 
@@ -85,18 +82,19 @@ class ProjectionCallback(Callback):
 class Curriculum(Callback):
     """Runs the stages of a module one after the other in one ``trainer.fit``.
 
-    The module offers ``stages: list[Stage]`` and ``stage``. Checkpoints are written to ``dirpath``: ``last.ckpt`` after
-    each epoch, ``<stage>.ckpt`` (best epoch of the stage by its ``monitor``), ``final.ckpt`` at the end. Pass
-    ``last.ckpt`` as ``ckpt_path`` to go on after a kill at the stage and epoch where it was.
+    The module offers ``stages: list[Stage]`` and ``stage``; with any other module nothing happens. Checkpoints are
+    written to ``dirpath``: ``last.ckpt`` after each epoch, ``<stage>.ckpt`` (best epoch of the stage by its
+    ``monitor``), ``final.ckpt`` at the end. Pass ``last.ckpt`` as ``ckpt_path`` to go on after a kill at the stage and
+    epoch where it was.
 
     Args:
-        only: names (or ``prefix.*`` patterns) of stages to run; ``None`` runs all.
+        only: names of stages, or first words of them (``rhythm`` for ``rhythm.joint`` and so on); ``None`` runs all.
         weights: a checkpoint whose weights are loaded first, to run a later stage alone.
         dirpath: folder of the checkpoints; by default ``checkpoints`` in the trainer's root folder.
 
     Raises:
-        ValueError: unknown stage, a strategy other than one device or DDP, an unwritable folder (found before training),
-            a checkpoint of another curriculum.
+        ValueError: unknown stage, a strategy other than one device or DDP, an unwritable folder (found before
+            training), a checkpoint of another curriculum.
     """
 
     def __init__(
@@ -112,6 +110,7 @@ class Curriculum(Callback):
         self.best: float | None = None
         self.since_best = 0
         self.halvings = 0
+        self.finished = False
         self.history: list[dict[str, Any]] = []
         self._module: LightningModule | None = None
 
@@ -122,13 +121,13 @@ class Curriculum(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Choose the stages, check the output folder and enter the first stage."""
-        if stage != "fit":
+        if stage != "fit" or not isinstance(pl_module, HasStages):
             return
         if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
             raise ValueError(
                 f"strategy: found {type(trainer.strategy).__name__}; a staged curriculum runs on one device or with DDP"
             )
-        known: list[Stage] = list(pl_module.stages)  # type: ignore[arg-type]
+        known = list(pl_module.stages)
         self.stages = [item for item in known if item.max_epochs > 0 and self._selected(item.name)]
         for pattern in self.only or []:
             if not any(_matches(item.name, pattern) for item in known):
@@ -149,11 +148,16 @@ class Curriculum(Callback):
         return self.only is None or any(_matches(name, pattern) for pattern in self.only)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where training starts or goes on."""
+        """Say where training starts or goes on; stop at once if the checkpoint was the last of its run."""
+        if not self.stages:
+            return
+        trainer.should_stop = self.finished
         log.info("stage %s (%d of %d), epoch %d", self.stage.name, self.position + 1, len(self.stages), self.epoch + 1)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set this epoch's learning rate."""
+        if not self.stages:
+            return
         rate = self.stage.lr
         if self.stage.scheduler == "cosine":
             rate *= 0.5 * (1 + math.cos(math.pi * self.epoch / self.stage.max_epochs))
@@ -165,7 +169,7 @@ class Curriculum(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the epoch's figure, keep the best, end the stage when it is over, write ``last.ckpt``."""
-        if trainer.sanity_checking:
+        if not self.stages:
             return
         value = self._monitored(trainer)
         self.epoch += 1
@@ -205,8 +209,8 @@ class Curriculum(Callback):
             project_with_trainer(trainer, pl_module)
             trainer.save_checkpoint(self.folder / f"{ended.name}.ckpt")
         if self.position + 1 == len(self.stages):
+            self.finished = trainer.should_stop = True
             trainer.save_checkpoint(self.folder / "final.ckpt")
-            trainer.should_stop = True
             return
         self.position += 1
         self.epoch, self.best, self.since_best, self.halvings = 0, None, 0, 0
@@ -222,6 +226,7 @@ class Curriculum(Callback):
             "best": self.best,
             "since_best": self.since_best,
             "halvings": self.halvings,
+            "finished": self.finished,
             "history": self.history,
         }
 
@@ -232,6 +237,7 @@ class Curriculum(Callback):
             raise ValueError(f"checkpoint: holds the stages {state_dict['stages']}, this run has {names}")
         self.position, self.epoch = state_dict["position"], state_dict["epoch"]
         self.best, self.since_best = state_dict["best"], state_dict["since_best"]
+        self.finished = state_dict["finished"]
         self.halvings, self.history = state_dict["halvings"], list(state_dict["history"])
         if self._module is not None:
             enter_stage(self._module, self.stage)
@@ -251,8 +257,3 @@ def _fresh_optimizers(trainer: Trainer, module: LightningModule) -> None:
         gc.collect()
         strategy.configure_ddp()
     strategy.setup_optimizers(trainer)
-    if dist.is_available() and dist.is_initialized():
-        for tensor in list(module.parameters()) + list(module.buffers()):
-            if isinstance(tensor, Tensor) and tensor.numel():
-                with torch.no_grad():
-                    dist.broadcast(tensor.data, src=0)

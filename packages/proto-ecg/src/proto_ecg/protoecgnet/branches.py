@@ -1,4 +1,4 @@
-"""The two kinds of ProtoECGNet branches: global 1D prototypes (rhythm) and windowed 2D prototypes (morphology, diffuse).
+"""The two kinds of ProtoECGNet branches: global 1D prototypes (rhythm), windowed 2D ones (morphology, diffuse).
 
 Source: ProtoECGNet (arXiv 2504.08713). A branch is backbone -> add-on -> prototypes -> classifier without bias.
 Differences from the authors' code: sizes come from arguments (labels, leads, record length), nothing is downloaded
