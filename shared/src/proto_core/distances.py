@@ -15,7 +15,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from proto_core.precision import full_precision, no_autocast, unit_vectors
+from proto_core.precision import no_autocast, unit_vectors
 
 __all__ = [
     "METRICS",
@@ -381,7 +381,7 @@ def mahalanobis(
     features = x.shape[-1]
     if tuple(precision.shape) not in ((features,), (features, features)):
         raise ValueError(f"precision: found shape {tuple(precision.shape)}, needed ({features},) or 2 x {features}")
-    matrix = full_precision(precision)
+    matrix = precision.to(x)
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
         difference = a - b
@@ -413,7 +413,8 @@ METRICS: dict[str, Callable[..., Tensor]] = {
 def _checked(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     if x.ndim < 1 or c.ndim != 2 or x.shape[-1] != c.shape[-1]:
         raise ValueError(f"x, c: found shapes {tuple(x.shape)} and {tuple(c.shape)}, needed [..., D] and [K, D]")
-    return full_precision(x), full_precision(c)
+    dtype = torch.promote_types(torch.promote_types(x.dtype, c.dtype), torch.float32)
+    return x.to(dtype), c.to(dtype)
 
 
 def _positive(**options: float) -> None:

@@ -10,6 +10,8 @@ All of them: half precision in, float32 inside; 0 with zero gradient on an empty
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
@@ -292,9 +294,7 @@ def prototype_gram(prototypes: Shaped[Tensor, "P *features"]) -> Float[Tensor, "
     """
     if prototypes.ndim < 2 or prototypes.numel() == 0:
         raise ValueError(f"prototypes: found shape {tuple(prototypes.shape)}, needed [P, ...] with P >= 1 and features")
-    with no_autocast(prototypes):
-        unit = unit_vectors(prototypes.flatten(1))
-        return unit @ unit.T
+    return _Gram.apply(unit_vectors(prototypes.flatten(1)))
 
 
 def diversity_of_gram(gram: Float[Tensor, "P P"]) -> Float[Tensor, ""]:
@@ -322,6 +322,22 @@ def contrastive_of_gram(
         unrelated = 1 - related
         weight = related / (related.sum() + eps) - unrelated / (unrelated.sum() + eps)
     return -(gram.clamp(-1 + eps, 1 - eps) * weight).sum() / prototypes**0.5
+
+
+class _Gram(torch.autograd.Function):
+    """``x x^T``, whose backward pass needs one product where autograd's rule for ``@`` makes two."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        with no_autocast(x):
+            return x @ x.T
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        with no_autocast(x):
+            return (grads[0] + grads[0].T) @ x
 
 
 def _one_of(masking: str, *known: str) -> str:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
 from proto_core.distributed import joint_mean
 from proto_core.losses import (
     MultiLabelClusterLoss,
@@ -19,7 +21,6 @@ from proto_core.losses import (
     prototype_gram,
 )
 from proto_core.precision import full_precision
-from torch import Tensor, nn
 
 __all__ = ["ProtoECGLoss"]
 
