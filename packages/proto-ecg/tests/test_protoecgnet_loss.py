@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from proto_ecg.protoecgnet.loss import ProtoECGLoss
 from torch import Tensor
+
+from proto_ecg.protoecgnet.loss import ProtoECGLoss
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-8}
 ARGUMENTS = ("logits", "targets", "similarities", "prototypes", "prototype_class", "cooccurrence", "pos_weight")

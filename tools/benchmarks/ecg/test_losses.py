@@ -11,13 +11,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
+
 from proto_core.losses import (
     DiversityLoss,
     MultiLabelClusterLoss,
     MultiLabelSeparationLoss,
     PrototypeContrastiveLoss,
 )
-from torch import Tensor
 
 SAMPLES, PROTOTYPES, CLASSES, FEATURES = 128, 1000, 71, 512
 
