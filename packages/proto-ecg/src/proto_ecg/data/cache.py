@@ -38,7 +38,7 @@ __all__ = ["CachedSignals", "Problem", "cached_signals", "default_cache_dir", "s
 
 FORMAT_VERSION = 1  # part of the key: raise it whenever preprocessing changes its result
 CHUNK = 64  # records per task: about a third of a second of decoding
-FEW_RECORDS = 300  # below this, starting workers costs more than they save
+FEW_RECORDS = 1000  # below this, starting workers costs more than they save
 TOO_MANY_ERRORS = 20
 ABANDONED_SECONDS = 24 * 3600
 

@@ -61,6 +61,7 @@ class Header:
         path: the record, without extension.
         sampling_rate: frames per second, in Hz.
         num_samples: frames in the signal files; worked out from the file's size where the header does not say.
+        says_length: whether the header itself says how many.
         signals: the signal lines.
         comments: the comment lines without ``#``.
     """
@@ -68,6 +69,7 @@ class Header:
     path: Path
     sampling_rate: float
     num_samples: int
+    says_length: bool
     signals: tuple[SignalSpec, ...]
     comments: tuple[str, ...]
 
@@ -133,7 +135,7 @@ def read_header(path: Path) -> Header:
         raise ValueError(f"{hea}: found {len(lines) - 1} signal lines, needed the {num_signals} of the record line")
     signals = tuple(_signal_line(hea, line) for line in lines[1 : num_signals + 1])
     stored = _stored_samples(hea, signals, num_samples)
-    return Header(Path(path), sampling_rate, stored, signals, comments)
+    return Header(Path(path), sampling_rate, stored, num_samples > 0, signals, comments)
 
 
 def _record_line(hea: Path, line: str) -> tuple[int, float, int]:

@@ -52,7 +52,7 @@ class ECGBatch(NamedTuple):
 
     signal: Tensor
     targets: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a batch
 
 
 class ECGTable(NamedTuple):
@@ -118,7 +118,7 @@ class ECGDataset(Dataset[ECGBatch]):
         return ECGBatch(torch.from_numpy(np.asarray(self.signals[rows])), self.targets[index], index)
 
     @staticmethod
-    def collate(batch: ECGBatch) -> ECGBatch:
+    def collate(batch: Any) -> ECGBatch:
         """The batch as ``__getitems__`` made it."""
         return batch
 

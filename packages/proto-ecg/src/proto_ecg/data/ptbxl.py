@@ -127,10 +127,10 @@ class PTBXL(ECGDataModule):
         targets = _multi_hot(codes, statements, self.labels, self.label_names)
         fold = np.array([self.fold_of.get(number, "") for number in _fold_numbers(file, table)])
         ids = table[self._file_column(file, table)].astype(str)
-        keep = targets.any(axis=1) if self._by_class else np.ones(len(table), dtype=bool)
-        self._record_of = dict(zip(table.index[keep].astype(str), ids[keep], strict=True))
-        patients = [_patient(value) for value in table["patient_id"][keep]]
-        return ECGTable(ids[keep].tolist(), targets[keep], fold[keep], patients)
+        keep = np.flatnonzero(targets.any(axis=1)) if self._by_class else np.arange(len(table))
+        self._record_of = dict(zip(table.index[keep].astype(str), ids.iloc[keep], strict=True))
+        patients = [_patient(value) for value in table["patient_id"].iloc[keep]]
+        return ECGTable(ids.iloc[keep].tolist(), targets[keep], fold[keep], patients)
 
     def record_path(self, record_id: str) -> Path:
         """Where a record lies: ``record_id`` is one of :attr:`record_ids`, or an ``ecg_id`` such as ``"17"``.

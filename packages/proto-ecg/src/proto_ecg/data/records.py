@@ -110,7 +110,7 @@ def read_record(
     scale = np.array(header.millivolts(channels))
     ratio = Fraction(sampling_rate) / Fraction(header.sampling_rate).limit_denominator(1000)
     reach = _samples_to_read(header, ratio, sampling_rate, num_samples, on_long)
-    digital, physical = _decode(path, channels, reach)
+    digital, physical = _decode(header, channels, reach)
     signal = (physical * scale).T
     _check_leads(header, channels, digital, signal, leads)
     signal = np.nan_to_num(signal, nan=0.0, posinf=0.0, neginf=0.0)
@@ -140,15 +140,20 @@ def _samples_to_read(header: Header, ratio: Fraction, sampling_rate: int, num_sa
     return min(header.num_samples, math.ceil(num_samples / ratio) + margin)
 
 
-def _decode(path: Path, channels: list[int], samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """The channels' samples ``[L, leads]`` as the converter wrote them, and in the header's units."""
+def _decode(header: Header, channels: list[int], samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """The channels' first samples ``[L, leads]`` as the converter wrote them, and in the header's units."""
+    name = str(header.path.absolute())
+    last = samples if header.says_length else None  # wfdb takes no end for a record of unstated length
     try:
-        record: Any = wfdb.rdrecord(str(path.absolute()), sampto=samples, channels=channels, physical=False)
+        record: Any = wfdb.rdrecord(name, sampto=last, channels=channels, physical=False)
         digital = record.d_signal.copy()
         record.dac(inplace=True)
-        return digital, record.p_signal
+        physical = record.p_signal
     except Exception as error:  # a damaged file makes wfdb raise whatever its parser stumbles over
-        raise ValueError(f"{path}: cannot decode the record ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{header.path}: cannot decode the record ({type(error).__name__}: {error})") from error
+    if len(physical) < samples:
+        raise ValueError(f"{header.path}: found {len(physical)} samples a lead, needed {samples}")
+    return digital[:samples], physical[:samples]
 
 
 def _check_leads(
