@@ -103,12 +103,17 @@ def test_workers_give_the_same_array(archive: tuple[Path, list[str]], tmp_path: 
     assert np.array_equal(alone.signals, together.signals)
 
 
-def test_workers_do_not_run_the_users_script() -> None:
-    seen = "__import__('sys').modules['__main__'].__name__ == '__mp_main__'"
-    for context, imported in ((multiprocessing.get_context("spawn"), True), (cache._WorkerContext(), False)):
+def test_workers_do_not_run_the_users_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script without a guard would start itself again in every worker."""
+    script, ran = tmp_path / "script.py", tmp_path / "ran"
+    script.write_text(f"open({str(ran)!r}, 'w').close()\n")
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script))
+    for context, expected in ((cache._WorkerContext(), False), (multiprocessing.get_context("spawn"), True)):
         with ProcessPoolExecutor(1, mp_context=context) as pool:
-            assert pool.submit(eval, seen).result() is imported
-    assert sys.modules["__main__"].__spec__ is not None
+            assert pool.submit(abs, -1).result() == 1
+        assert ran.exists() is expected
+        assert sys.modules["__main__"].__file__ == str(script)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "no warnings", "other shape"])
