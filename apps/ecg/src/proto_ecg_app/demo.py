@@ -13,11 +13,11 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from lightning.pytorch.callbacks import TQDMProgressBar
+
 from proto_core.cli.training import KeepSettings, instantiate, write_results
 from proto_core.files import atomic_write, writable_folder
 from proto_core.training import Curriculum
 from proto_ecg.baseline import ECGResNet
-
 from proto_ecg_app.explain import explain_records
 
 __all__ = ["run"]

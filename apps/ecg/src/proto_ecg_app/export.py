@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from proto_core.files import writable_folder
 from proto_ecg import ProtoECGNet
 from proto_ecg.data.leads import STANDARD_LEADS
-from torch import Tensor, nn
 
 __all__ = ["export_onnx", "run"]
 
@@ -40,7 +41,7 @@ def export_onnx(network: ProtoECGNet, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         temporary = Path(folder) / path.name
         torch.onnx.export(
-            _Logits(network),
+            _Logits(network).eval(),
             (example,),
             str(temporary),
             input_names=["signal"],

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
-from proto_core.metrics import MacroAUROC
-from proto_core.training import Stage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from proto_core.metrics import MacroAUROC
+from proto_core.training import Stage
 from proto_ecg.data.module import ECGBatch
 from proto_ecg.protoecgnet.backbones import ResNet1d, ResNet2d
 from proto_ecg.protoecgnet.system import ProtoECGNet, evaluate

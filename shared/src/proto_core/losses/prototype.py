@@ -59,7 +59,7 @@ class MultiLabelClusterLoss(nn.Module):
         tensor(-0.4000)
     """
 
-    def __init__(self, *, masking: str = "reference", gather_distributed: bool = False) -> None:
+    def __init__(self, masking: str = "reference", *, gather_distributed: bool = False) -> None:
         super().__init__()
         self.masking = _one_of(masking, "reference", "strict")
         self.gather_distributed = gather_distributed
@@ -110,7 +110,7 @@ class MultiLabelSeparationLoss(nn.Module):
         tensor(0.2000)
     """
 
-    def __init__(self, *, masking: str = "reference", gather_distributed: bool = False) -> None:
+    def __init__(self, masking: str = "reference", *, gather_distributed: bool = False) -> None:
         super().__init__()
         self.masking = _one_of(masking, "reference", "strict")
         self.gather_distributed = gather_distributed
@@ -156,7 +156,7 @@ class ClusterLoss(nn.Module):
         tensor(-0.2000)
     """
 
-    def __init__(self, *, masking: str = "exclude") -> None:
+    def __init__(self, masking: str = "exclude") -> None:
         super().__init__()
         self.masking = _one_of(masking, "exclude", "multiply")
 
@@ -194,7 +194,7 @@ class SeparationLoss(nn.Module):
         tensor(0.8000)
     """
 
-    def __init__(self, *, masking: str = "exclude") -> None:
+    def __init__(self, masking: str = "exclude") -> None:
         super().__init__()
         self.masking = _one_of(masking, "exclude", "multiply")
 
@@ -259,7 +259,7 @@ class PrototypeContrastiveLoss(nn.Module):
         tensor(-0.7071)
     """
 
-    def __init__(self, *, eps: float = 1e-6) -> None:
+    def __init__(self, eps: float = 1e-6) -> None:
         super().__init__()
         if not eps > 0:
             raise ValueError(f"eps: found {eps}, needed a positive number")

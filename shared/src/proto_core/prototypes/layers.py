@@ -7,30 +7,16 @@ training sample each prototype is, and where in it. Cases travel in the ``state_
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from proto_core.distances import cosine_similarity
 from proto_core.prototypes.classes import check_class_identity
 
-__all__ = ["PointPrototypes", "PrototypeLayer", "full_precision", "global_cosine_similarity", "safe_normalize"]
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Switch autocast off where it is on; elsewhere nothing, so that exported graphs stay plain."""
-    if torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
-
-
-def safe_normalize(x: Tensor, eps: float = 1e-12) -> Tensor:
-    """``x / max(|x|, eps)`` along the last axis, in float32 at least; the gradient at zero is finite."""
-    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    return F.normalize(x, dim=-1, eps=eps)
+__all__ = ["PointPrototypes", "PrototypeLayer", "global_cosine_similarity"]
 
 
 class PrototypeLayer(nn.Module):
@@ -186,5 +172,4 @@ def global_cosine_similarity(features: Float[Tensor, "N D"], prototypes: Float[T
         raise ValueError(
             f"needed features [N, D] and prototypes [P, D], found {tuple(features.shape)} and {tuple(prototypes.shape)}"
         )
-    with full_precision(features.device):
-        return safe_normalize(features) @ safe_normalize(prototypes).T
+    return cosine_similarity(features, prototypes)

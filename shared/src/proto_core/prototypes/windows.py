@@ -17,7 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from proto_core.prototypes.layers import PrototypeLayer, full_precision
+from proto_core.precision import full_precision, no_autocast
+from proto_core.prototypes.layers import PrototypeLayer
 
 __all__ = [
     "Pooling",
@@ -44,9 +45,7 @@ def _windows(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
     width = prototypes.shape[3]
     if width > features.shape[3]:
         raise ValueError(f"window of {width} steps is longer than the feature map of {features.shape[3]} steps")
-    low = (torch.float16, torch.bfloat16)
-    features = features.float() if features.dtype in low else features
-    prototypes = prototypes.float() if prototypes.dtype in low else prototypes
+    features, prototypes = full_precision(features), full_precision(prototypes)
     # n samples, f channels, k windows, w steps
     windows = features.squeeze(2).unfold(-1, width, 1).permute(0, 2, 1, 3).flatten(2)
     return windows, prototypes.flatten(1)
@@ -72,7 +71,7 @@ def window_similarity(
     Raises:
         ValueError: shapes that do not fit, or a window longer than the sequence.
     """
-    with full_precision(features.device):
+    with no_autocast(features):
         a, b = _windows(features, prototypes)
         a_norm = (a.square().sum(-1) + eps).sqrt()
         b_unit = b / (b.square().sum(-1, keepdim=True) + eps).sqrt()
@@ -87,7 +86,7 @@ def mean_window_similarity(
     Raises:
         ValueError: as :func:`window_similarity`.
     """
-    with full_precision(features.device):
+    with no_autocast(features):
         a, b = _windows(features, prototypes)
         mean_window = torch.einsum("nkd,nk->nd", a, (a.square().sum(-1) + eps).rsqrt()) / a.shape[1]
         b_unit = b / (b.square().sum(-1, keepdim=True) + eps).sqrt()
@@ -102,7 +101,7 @@ def window_l2_distance(
     Raises:
         ValueError: as :func:`window_similarity`.
     """
-    with full_precision(features.device):
+    with no_autocast(features):
         a, b = _windows(features, prototypes)
         squared = a.square().sum(-1).unsqueeze(1) + b.square().sum(-1)[None, :, None]
         squared = squared - 2 * torch.einsum("nkd,pd->npk", a, b)

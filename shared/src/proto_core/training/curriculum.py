@@ -33,8 +33,8 @@ _PLATEAU_PATIENCE = 5
 def project_with_trainer(trainer: Trainer, module: LightningModule) -> None:
     """Project the module's prototypes onto the training set of the trainer's data module.
 
-    The data module offers ``projection_dataset()`` (the training set, un-augmented), ``collate`` (optional) and
-    ``describe(index) -> (sample id, label names)``. Each rank passes every world-size-th batch; nothing is repeated.
+    The data module offers ``projection_dataset()`` (the training set, un-augmented, with a ``collate`` of its own or
+    none) and ``describe(index) -> (sample id, label names)``. Each rank passes every world-size-th batch; nothing is repeated.
 
     Raises:
         ValueError: the trainer has no data module that offers this.
@@ -48,7 +48,7 @@ def project_with_trainer(trainer: Trainer, module: LightningModule) -> None:
     count = len(dataset)  # type: ignore[arg-type]
     batches = [range(start, min(start + size, count)) for start in range(0, count, size)][rank::world]
     shard = Subset(dataset, [index for batch in batches for index in batch])
-    loader = DataLoader(shard, batch_size=size, collate_fn=getattr(data, "collate", None))
+    loader = DataLoader(shard, batch_size=size, collate_fn=getattr(dataset, "collate", None))
 
     def on_device() -> Iterator[Any]:
         for batch in loader:

@@ -11,7 +11,6 @@ from proto_core.prototypes import (
     window_l2_distance,
     window_similarity,
 )
-
 from proto_ecg.data.labels import PTBXL_ALL, PTBXL_DIFFUSE, PTBXL_MORPHOLOGY, PTBXL_RHYTHM
 from proto_ecg.data.records import remove_baseline_wander
 from proto_ecg.protoecgnet.branches import Branch1d, Branch2d, BranchOutput, ProtoECGBranch1d, ProtoECGBranch2d

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
+from torch import Tensor, nn
+
 from proto_core.prototypes import (
     PointPrototypes,
     PrototypeLayer,
@@ -20,8 +22,6 @@ from proto_core.prototypes import (
     prototype_class_matrix,
 )
 from proto_core.prototypes.windows import Pooling
-from torch import Tensor, nn
-
 from proto_ecg.protoecgnet.backbones import ResNet1d, ResNet2d
 
 __all__ = ["Branch1d", "Branch2d", "BranchOutput", "ProtoECGBranch1d", "ProtoECGBranch2d"]

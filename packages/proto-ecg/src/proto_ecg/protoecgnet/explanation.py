@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Float
-from proto_core.explain import Case, Evidence, Explanation
-from proto_core.prototypes import WindowPrototypes, window_similarity
 from torch import Tensor
 
+from proto_core.explain import Case, Evidence, Explanation
+from proto_core.prototypes import WindowPrototypes, window_similarity
 from proto_ecg.protoecgnet.backbones import feature_length
 
 if TYPE_CHECKING:

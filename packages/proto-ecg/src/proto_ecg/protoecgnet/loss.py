@@ -55,13 +55,13 @@ class ProtoECGLoss(nn.Module):
 
     def __init__(
         self,
-        *,
         lam_cluster: float = 0.004,
         lam_separation: float = 0.0004,
         lam_diversity: float = 250.0,
         lam_contrastive: float = 300.0,
         lam_sparsity: float = 0.0,
         masking: str = "reference",
+        *,
         gather_distributed: bool = False,
     ) -> None:
         super().__init__()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
-from proto_core.prototypes import PointPrototypes, PrototypeLayer, WindowPrototypes, project_layer
 from torch import Tensor
+
+from proto_core.prototypes import PointPrototypes, PrototypeLayer, WindowPrototypes, project_layer
 
 __all__ = ["project_global", "project_windows"]
 

@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from proto_core.files import atomic_write
-from proto_core.training import read_checkpoint
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+
+from proto_core.files import atomic_write
+from proto_core.training import read_checkpoint
 
 if TYPE_CHECKING:
     from proto_ecg.protoecgnet.system import ProtoECGNet

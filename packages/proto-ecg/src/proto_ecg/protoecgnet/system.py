@@ -17,6 +17,9 @@ from typing import Any, ClassVar, cast
 import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from proto_core.data.multilabel import choose_thresholds, class_pos_weight, label_cooccurrence
 from proto_core.metrics import (
     MacroAUROC,
@@ -30,9 +33,6 @@ from proto_core.metrics import (
 from proto_core.prototypes import PrototypeLayer
 from proto_core.systems import Paper
 from proto_core.training import Stage
-from torch import Tensor, nn
-from torch.nn import functional as F
-
 from proto_ecg.data.labels import PTBXL_ALL, branch_labels
 from proto_ecg.data.leads import STANDARD_LEADS
 from proto_ecg.data.module import ECGBatch
@@ -272,7 +272,8 @@ class ProtoECGNet(ExplainsECG, StoresECGNet, LightningModule):
         """Take co-occurrence and positive weights from the training folds."""
         data = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and data is not None:
-            self.use_training_targets(torch.as_tensor(data.train_set.targets))
+            rows = torch.as_tensor(data.train_set.rows)
+            self.use_training_targets(torch.as_tensor(data.targets)[rows])
 
     def use_training_targets(self, targets: Float[Tensor, "N C"]) -> None:
         """Compute co-occurrence and positive weights of every branch's label set from training targets ``[N, C]``.
