@@ -6,6 +6,7 @@ import csv
 import logging
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -134,9 +135,10 @@ class ProtoCLI(LightningCLI):
         if isinstance(getattr(self, "model", None), pl.LightningModule):
             trainer.strategy.checkpoint_io = WholeFileCheckpointIO()
         config = self.config[self.subcommand] if self.subcommand else self.config
-        kept = {"model": config.get("model"), "data": config.get("data")}
         plain = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False, skip_validation=True))
-        settings = yaml.safe_dump({key: plain.get(key) for key in kept}, sort_keys=False)
+        kept = {key: plain.get(key) for key in ("seed_everything", "model", "data")}
+        kept["trainer"] = {"default_root_dir": plain["trainer"]["default_root_dir"]}
+        settings = yaml.safe_dump(kept, sort_keys=False)
         trainer.callbacks.insert(0, KeepSettings(settings))  # type: ignore[attr-defined]
         return trainer
 
@@ -209,6 +211,9 @@ def run(app: App, subcommand: str, arguments: list[str]) -> int:
     """Run one of LightningCLI's subcommands; test, predict and validate take their settings from the checkpoint."""
     arguments = _find_configs(app, arguments)
     checkpoint = _value(arguments, "--ckpt_path")
+    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter is intended.*")
+    for message in (".*does not have many workers.*", ".*module.s. in eval mode at the start.*", ".*LeafSpec.*"):
+        warnings.filterwarnings("ignore", message=message)
     with tempfile.TemporaryDirectory() as folder:
         if subcommand != "fit" and checkpoint:
             settings = read_checkpoint(checkpoint).get("proto_run")
@@ -221,6 +226,7 @@ def run(app: App, subcommand: str, arguments: list[str]) -> int:
             save_config_callback=SaveConfigCallback,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": app.name},
+            trainer_defaults={"max_epochs": -1, "num_sanity_val_steps": 0, "logger": subcommand == "fit"},
         )
     return 0
 

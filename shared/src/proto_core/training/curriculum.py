@@ -138,7 +138,7 @@ class Curriculum(Callback):
         writable_folder(self.folder, "checkpoint folder")
         trainer.strategy.checkpoint_io = WholeFileCheckpointIO()
         if trainer.max_epochs in (None, -1, 1000):
-            trainer.fit_loop.max_epochs = -1
+            trainer.fit_loop.max_epochs = sum(item.max_epochs for item in self.stages)
         if self.weights:
             pl_module.load_state_dict(read_checkpoint(self.weights)["state_dict"])
         self._module = pl_module
@@ -180,7 +180,7 @@ class Curriculum(Callback):
         if improved or self.epoch == 1:
             self.best = None if math.isnan(value) else value
             self.since_best = 0
-            trainer.save_checkpoint(self.folder / f"{self.stage.name}.ckpt")
+            trainer.save_checkpoint(self.folder / f"{self.stage.name}.ckpt", weights_only=False)
         else:
             self.since_best += 1
             if self.since_best % (_PLATEAU_PATIENCE + 1) == 0:
@@ -188,7 +188,7 @@ class Curriculum(Callback):
         patience = self.stage.patience
         if self.epoch >= self.stage.max_epochs or (patience is not None and self.since_best >= patience):
             self._end_stage(trainer, pl_module)
-        trainer.save_checkpoint(self.folder / "last.ckpt")
+        trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
 
     def _monitored(self, trainer: Trainer) -> float:
         metric = trainer.callback_metrics.get(self.stage.monitor)
@@ -207,10 +207,10 @@ class Curriculum(Callback):
         log.info("stage %s ended after %d epochs, best %s %s", ended.name, self.epoch, ended.monitor, self.best)
         if ended.project:
             project_with_trainer(trainer, pl_module)
-            trainer.save_checkpoint(self.folder / f"{ended.name}.ckpt")
+            trainer.save_checkpoint(self.folder / f"{ended.name}.ckpt", weights_only=False)
         if self.position + 1 == len(self.stages):
             self.finished = trainer.should_stop = True
-            trainer.save_checkpoint(self.folder / "final.ckpt")
+            trainer.save_checkpoint(self.folder / "final.ckpt", weights_only=False)
             return
         self.position += 1
         self.epoch, self.best, self.since_best, self.halvings = 0, None, 0, 0
@@ -231,7 +231,9 @@ class Curriculum(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a checkpoint stood."""
+        """Go on where a checkpoint stood; outside ``fit`` there is nothing to go on with."""
+        if not self.stages:
+            return
         names = [item.name for item in self.stages]
         if state_dict["stages"] != names:
             raise ValueError(f"checkpoint: holds the stages {state_dict['stages']}, this run has {names}")

@@ -125,9 +125,9 @@ class ProtoECGNet(ExplainsECG, StoresECGNet, LightningModule):
 
     def __init__(
         self,
-        rhythm: ProtoECGBranch1d | Branch1d | None,
-        morphology: ProtoECGBranch2d | Branch2d | None,
-        diffuse: ProtoECGBranch2d | Branch2d | None,
+        rhythm: Branch1d | ProtoECGBranch1d | None,
+        morphology: Branch2d | ProtoECGBranch2d | None,
+        diffuse: Branch2d | ProtoECGBranch2d | None,
         num_classes: int = 71,
         *,
         label_names: Sequence[str] | None = None,
