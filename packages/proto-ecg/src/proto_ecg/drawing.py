@@ -31,7 +31,7 @@ ABOVE, BELOW = 15.0, 10.0  # mm kept free over the first baseline and under the 
 OVERFLOW = 60.0  # mm: the picture grows by at most this much for traces that leave it
 STRIP_LEADS = 3
 
-PAPER, FINE, COARSE, INK, MARK = "#fffafa", "#f7cfcf", "#eda0a0", "#000", "#0b5fd0"
+MARK = "#0b5fd0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +240,7 @@ def draw_strip(
         panels=panels,
         baselines=tuple(baselines),
         bands=tuple(bands),
-        origin=-begin * speed,
+        origin=-begin / sampling_rate * speed,
         mm_per_sample=speed / sampling_rate,
         gain=gain,
         width=math.ceil(span * speed),
@@ -329,9 +329,9 @@ def _clip_window(window: Window, length: int) -> tuple[int, int]:
 def _stretch(
     signal: np.ndarray, bounds: tuple[int, int], rate: float, span: float, leads: Sequence[int]
 ) -> tuple[float, tuple[_Panel, ...]]:
-    """The time in seconds at which ``span`` seconds around the window begin, and one panel for each lead."""
-    first = sum(bounds) / 2 / rate - span / 2
-    begin, end = max(0, math.ceil(first * rate)), min(signal.shape[1], math.floor((first + span) * rate) + 1)
+    """Where ``span`` seconds around the window begin, in samples, and one panel for each lead."""
+    first = sum(bounds) / 2 - span * rate / 2
+    begin, end = max(0, math.ceil(first)), min(signal.shape[1], math.floor(first + span * rate) + 1)
     return first, tuple(_Panel(lead, begin, end, row) for row, lead in enumerate(leads))
 
 
@@ -383,24 +383,20 @@ def _svg(sheet: _Sheet, windows: Sequence[Window], furniture: Markup, prefix: st
         '<svg xmlns="http://www.w3.org/2000/svg" class="ecg" role="img" aria-labelledby="{p}-name" '
         'width="{w}mm" height="{h}mm" viewBox="0 0 {w} {h}"><title id="{p}-name">{name}</title><defs>'
         '<pattern id="{p}-1mm" width="1" height="1" patternUnits="userSpaceOnUse">'
-        '<path d="M0 0H1V1H0Z" fill="none" stroke="{fine}" stroke-width=".12"/></pattern>'
+        '<path d="M0 0H1V1H0Z" fill="none" stroke="#f7cfcf" stroke-width=".12"/></pattern>'
         '<pattern id="{p}-5mm" width="5" height="5" patternUnits="userSpaceOnUse">'
         '<rect width="5" height="5" fill="url(#{p}-1mm)"/>'
-        '<path d="M0 0H5V5H0Z" fill="none" stroke="{coarse}" stroke-width=".24"/></pattern></defs>'
-        '<rect width="{w}" height="{h}" fill="{paper}"/><rect width="{w}" height="{h}" fill="url(#{p}-5mm)"/>'
-        '{marks}<g font-family="Helvetica,Arial,sans-serif" font-size="3" fill="{ink}" '
-        'stroke="{paper}" stroke-width=".7" paint-order="stroke">{words}</g>'
-        '<g fill="none" stroke="{ink}" stroke-width=".3" stroke-linejoin="round" stroke-linecap="round">'
+        '<path d="M0 0H5V5H0Z" fill="none" stroke="#eda0a0" stroke-width=".24"/></pattern></defs>'
+        '<rect width="{w}" height="{h}" fill="#fffafa"/><rect width="{w}" height="{h}" fill="url(#{p}-5mm)"/>'
+        '{marks}<g font-family="Helvetica,Arial,sans-serif" font-size="3" fill="#000" '
+        'stroke="#fffafa" stroke-width=".7" paint-order="stroke">{words}</g>'
+        '<g fill="none" stroke="#000" stroke-width=".3" stroke-linejoin="round" stroke-linecap="round">'
         "{furniture}{traces}</g></svg>"
     ).format(
         p=prefix,
         w=width,
         h=height,
         name=plain_text(sheet.name),
-        fine=FINE,
-        coarse=COARSE,
-        paper=PAPER,
-        ink=INK,
         marks=_marks(sheet, windows),
         furniture=furniture,
         traces=traces,
@@ -421,10 +417,8 @@ def _marks(sheet: _Sheet, windows: Sequence[Window]) -> Markup:
                         _mm(sheet.x(left)), _mm(top), _mm((right - left) * sheet.mm_per_sample), _mm(height)
                     )
                 )
-    style = Markup('<g fill="{0}" fill-opacity=".17" stroke="{0}" stroke-width=".25" stroke-opacity=".75">').format(
-        MARK
-    )
-    return style + Markup("").join(rectangles) + Markup("</g>") if rectangles else Markup("")
+    group = Markup('<g fill="{0}" fill-opacity=".17" stroke="{0}" stroke-width=".25" stroke-opacity=".75">{1}</g>')
+    return group.format(MARK, Markup("").join(rectangles)) if rectangles else Markup("")
 
 
 def _trace(sheet: _Sheet, panel: _Panel) -> str:

@@ -102,7 +102,7 @@ def render_report(
     draw_evidence: Callable[[Section, Explanation, Evidence], Sequence[Comparison]],
     metadata: Mapping[str, str] | None = None,
     footer: str = "",
-    noun: str = "sample",
+    noun: str = "Sample",
     top: int = 3,
 ) -> str:
     """Write the page.
