@@ -224,6 +224,17 @@ def test_strip_leaves_empty_paper_beyond_the_record() -> None:
     assert rectangles(picture)[0, 0] == pytest.approx(37.5)
 
 
+def lead_names_at(picture: str) -> list[tuple[str | None, float]]:
+    texts = ET.fromstring(picture).iter(f"{SVG}text")
+    return [(text.text, float(text.attrib["x"])) for text in texts if text.attrib["font-weight"] == "bold"]
+
+
+def test_lead_names_stand_at_the_start_of_their_panel() -> None:
+    names = lead_names_at(draw_ecg(ecg(), sampling_rate=100))
+    assert names[0::3] == [("I", 11.0), ("aVR", 73.5), ("V1", 136.0), ("V4", 198.5), ("II", 11.0)]
+    assert lead_names_at(draw_strip(ecg(), (0, 90), sampling_rate=100, leads=("V1",))) == [("V1", 1.5)]
+
+
 def test_strips_beside_each_other_have_the_same_rows() -> None:
     small, tall = ecg(seed=1), 4 * ecg(2500, seed=2)
     left = draw_strip(small, (500, 90), sampling_rate=100, leads=("II",), beside=(tall, (600, 1250), 250))

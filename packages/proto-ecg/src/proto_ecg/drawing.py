@@ -27,7 +27,7 @@ Window = tuple[int, int]  # start and length in samples
 HEADER = 5.0  # mm above the traces, for the title
 FOOTER = 5.0  # mm below them, for speed and gain
 PITCH = 25.0  # mm from one row's baseline to the next
-ABOVE, BELOW = 15.0, 10.0  # mm kept free over the first baseline and under the last one
+ABOVE, BELOW = 15.0, 15.0  # mm kept free over the first baseline and under the last one
 OVERFLOW = 60.0  # mm: the picture grows by at most this much for traces that leave it
 STRIP_LEADS = 3
 
@@ -58,6 +58,7 @@ class _Sheet:
     width: float
     height: float
     leads: tuple[str, ...]  # names of the signal's rows
+    names_at: tuple[float, ...]  # where each panel's lead name starts
     name: str  # for screen readers
     title: str | None
     legend: str
@@ -144,6 +145,7 @@ def draw_ecg(
         width=math.ceil(origin + length / sampling_rate * speed),
         height=baselines[-1] + below + FOOTER,
         leads=tuple(lead_names),
+        names_at=tuple(origin + panel.start / sampling_rate * speed + 1 for panel in panels),
         name=f"{len(lead_names)}-lead ECG" + (f", {title}" if title else ""),
         title=title,
         legend=_legend(speed, gain, max(high, low)),
@@ -246,6 +248,7 @@ def draw_strip(
         width=math.ceil(span * speed),
         height=edge + FOOTER,
         leads=tuple(lead_names),
+        names_at=(1.5,) * len(panels),
         name=f"ECG strip of {', '.join(leads)}" + (f", {title}" if title else ""),
         title=title,
         legend=_legend(speed, gain, max(*up, *down)),
@@ -370,8 +373,8 @@ def _svg(sheet: _Sheet, windows: Sequence[Window], furniture: Markup, prefix: st
     else:
         traces = Markup('<use href="#{}-traces"/>').format(traces_of)
     texts = [
-        (max(sheet.x(panel.start), 0) + 1, sheet.bands[panel.row][0] + 3, "bold", sheet.leads[panel.lead])
-        for panel in sheet.panels
+        (x, sheet.bands[panel.row][0] + 3, "bold", sheet.leads[panel.lead])
+        for x, panel in zip(sheet.names_at, sheet.panels, strict=True)
     ]
     texts += [(1.5, sheet.height - 1.6, "normal", sheet.legend), (1.5, 3.9, "normal", sheet.title or "")]
     words = Markup("").join(
