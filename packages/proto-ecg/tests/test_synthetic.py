@@ -254,6 +254,18 @@ def test_diffuse_findings(normal: SyntheticECG) -> None:
     assert flat.sum() > 15
 
 
+def test_severity_grades_the_finding() -> None:
+    settings = {"labels": ("SR", "CLBBB", "STD_"), "sampling_rate": 500, "seed": 3, **QUIET}
+    st, width = [], []
+    for severity in (0.01, 0.5, 1.0):
+        graded = {"severity": severity, **settings}
+        st.append(np.median(level(generate_ecgs(64, prevalence={"STD_": 1.0, "CLBBB": 0.0}, **graded), 0.09, "V5")))
+        width.append(np.median(qrs_width(generate_ecgs(64, prevalence={"CLBBB": 1.0}, **graded))))
+    assert abs((st[0] - st[1]) / (st[0] - st[2]) - 0.5) < 0.15
+    assert st[0] > -0.02
+    assert width[0] < 0.105 < width[1] < width[2]
+
+
 def test_labels_fit_together(mixed: SyntheticECG) -> None:
     has = dict(zip(mixed.label_names, mixed.targets.T.astype(bool), strict=True))
     assert mixed.label_names == SUPPORTED_LABELS
@@ -326,6 +338,7 @@ def test_two_thousand_records_in_seconds() -> None:
         ({"seed": -1}, "seed: found -1"),
         ({"noise": -0.1}, "noise: found -0.1"),
         ({"baseline_wander": float("inf")}, "baseline_wander: found inf"),
+        ({"severity": 0}, "severity: found 0"),
         ({"powerline": 0.1}, "powerline: found 0.1 at 100 Hz"),
         ({"labels": ()}, "labels: found none"),
         ({"labels": ("SR", "WPW")}, "labels: found 'WPW'"),

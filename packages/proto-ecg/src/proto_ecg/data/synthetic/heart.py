@@ -78,13 +78,17 @@ class Heart:
     field: np.ndarray
 
 
-def draw_hearts(rng: np.random.Generator, found: Mapping[str, np.ndarray], same_patient: np.ndarray) -> Heart:
+def draw_hearts(
+    rng: np.random.Generator, found: Mapping[str, np.ndarray], same_patient: np.ndarray, severity: float
+) -> Heart:
     """Draw N hearts and give them their findings.
 
     Args:
         rng: source of chance.
         found: code -> bool [N], see :func:`proto_ecg.data.synthetic.findings.draw_findings`.
         same_patient: [N / 2] bool; where true, records 2i and 2i + 1 are of one patient and share the healthy heart.
+        severity: how far each event goes from the healthy heart's (0) to the finding's (1) or beyond; fibrillation and
+            voltage are there or not.
 
     Returns:
         The hearts, see :class:`Heart`.
@@ -94,9 +98,13 @@ def draw_hearts(rng: np.random.Generator, found: Mapping[str, np.ndarray], same_
     for part in vars(heart).values():
         part[again + 1] = part[again]
     _make_ventricular(rng, heart)
+    healthy = {name: part.copy() for name, part in vars(heart).items()}
     sinus = _Change(rng, heart)
     for code, change in _CHANGES.items():
         getattr(sinus, change)(found[code])
+    for name, part in vars(heart).items():
+        part += (severity - 1) * (part - healthy[name])
+    heart.vector[:, 0, :Q] *= np.where(found["AFIB"], 0.0, 1.0)[:, None, None]  # the model adds the fibrillation
     _set_voltage(rng, heart, found)
     return heart
 
@@ -171,10 +179,6 @@ class _Change:
     def _territory(self, directions: np.ndarray, size: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
         which = self.rng.integers(0, len(directions), self.n)
         return which, self._jitter(directions[which], size)
-
-    def no_atrial_wave(self, who: np.ndarray) -> None:
-        """Atrial fibrillation: the fibrillation itself is added to the dipole, see the model."""
-        self._scale(who, slice(P1, Q), 0.0)
 
     def long_pr(self, who: np.ndarray) -> None:
         self.heart.pr[:] = np.where(who, self._uniform(0.225, 0.31), self.heart.pr)
@@ -287,7 +291,6 @@ _CHANGES = {
     "STD_": "st_depression",
     "INVT": "t_inversion",
     "1AVB": "long_pr",
-    "AFIB": "no_atrial_wave",
 }
 
 

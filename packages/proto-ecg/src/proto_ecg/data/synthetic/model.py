@@ -70,6 +70,7 @@ def generate_ecgs(
     baseline_wander: float = 0.05,
     powerline: float = 0.0,
     prevalence: Mapping[str, float] | None = None,
+    severity: float = 1.0,
 ) -> SyntheticECG:
     """Make 12-lead ECGs with known findings.
 
@@ -88,6 +89,8 @@ def generate_ecgs(
         powerline: root mean square in mV of 50 Hz hum at the median electrode; needs more than 100 Hz.
         prevalence: label -> probability of its own draw. Labels that occur together raise each other's, some exclude
             each other. SR and NORM are what is left and cannot be set.
+        severity: how marked the findings are, above 0 to 1.5: 1 is plain to see, at 0.5 a T wave is flat rather than
+            inverted. Rhythms and voltages are not graded.
 
     Returns:
         The records, see :class:`SyntheticECG`.
@@ -104,7 +107,7 @@ def generate_ecgs(
     names = tuple(SUPPORTED_LABELS if labels is None else labels)
     check_labels(names)
     probabilities(names, prevalence)
-    _check_numbers(num_records, sampling_rate, duration, seed, noise, baseline_wander, powerline)
+    _check_numbers(num_records, sampling_rate, duration, seed, noise, baseline_wander, powerline, severity)
     num_samples = round(duration * sampling_rate)
     signals = np.empty((num_records, 12, num_samples), dtype=np.float32)
     targets = np.empty((num_records, len(names)), dtype=np.int8)
@@ -117,7 +120,7 @@ def generate_ecgs(
         found = draw_findings(streams[0], _BLOCK, names, prevalence)
         age, sex, same = _draw_patients(streams[1], found)
         breathing = (streams[1].uniform(0.17, 0.32, _BLOCK), streams[1].uniform(0, 2 * np.pi, _BLOCK))
-        heart = draw_hearts(streams[2], found, same)
+        heart = draw_hearts(streams[2], found, same, severity)
         beats = draw_beats(streams[3], found, breathing, duration)
         dipole = _dipole(streams[4], heart, beats, num_samples, sampling_rate)
         dipole += _fibrillation(streams[5], found["AFIB"], num_samples, sampling_rate)
@@ -135,7 +138,14 @@ def generate_ecgs(
 
 
 def _check_numbers(
-    num_records: int, sampling_rate: int, duration: float, seed: int, noise: float, wander: float, powerline: float
+    num_records: int,
+    sampling_rate: int,
+    duration: float,
+    seed: int,
+    noise: float,
+    wander: float,
+    powerline: float,
+    severity: float,
 ) -> None:
     if num_records < 1:
         raise ValueError(f"num_records: found {num_records}, needed 1 or more")
@@ -148,6 +158,8 @@ def _check_numbers(
     for name, value in (("noise", noise), ("baseline_wander", wander), ("powerline", powerline)):
         if not (value >= 0 and math.isfinite(value)):
             raise ValueError(f"{name}: found {value}, needed 0 mV or more")
+    if not 0 < severity <= 1.5:
+        raise ValueError(f"severity: found {severity}, needed more than 0, at most 1.5")
     if powerline > 0 and sampling_rate <= 100:
         raise ValueError(f"powerline: found {powerline} at {sampling_rate} Hz, needed more than 100 Hz to hold 50 Hz")
 
