@@ -119,10 +119,10 @@ def _list(app: App, rest: list[str]) -> int:
     from proto_core.systems import catalogue
 
     parser = jsonargparse.ArgumentParser(prog=f"{app.name} list")
-    parser.add_argument("--keys", action="store_true", help="only the keys, one a line")
+    parser.add_argument("--names", action="store_true", help="only the keys, one a line")
     chosen = parser.parse_args(rest)
     systems = catalogue(app.package)
-    if chosen.keys:
+    if chosen.names:
         sys.stdout.write("".join(f"{key}\n" for key in systems))
         return 0
     from rich.console import Console

@@ -122,6 +122,8 @@ class ProtoECGNet(ExplainsECG, StoresECGNet, LightningModule):
     )
 
     thresholds: Tensor
+    pos_weight: Tensor
+    pretrain_heads: nn.ModuleDict
 
     def __init__(
         self,
@@ -309,8 +311,7 @@ class ProtoECGNet(ExplainsECG, StoresECGNet, LightningModule):
         branch = self.branch(name)
         pos_weight = getattr(self, f"{name}_pos_weight")
         if phase == "pretrain":
-            features = branch.backbone(x)
-            logits = self.pretrain_heads[name](features.flatten(2).mean(-1) if features.ndim == 4 else features)
+            logits = self._pretrain_logits(name, x)
             return F.binary_cross_entropy_with_logits(logits.float(), targets, pos_weight=pos_weight)
         out = branch(x)
         if phase == "classifier":
@@ -329,15 +330,18 @@ class ProtoECGNet(ExplainsECG, StoresECGNet, LightningModule):
 
     # -- evaluation
 
+    def _pretrain_logits(self, name: str, x: Tensor) -> Tensor:
+        features = self.branch(name).backbone(x)
+        return self.pretrain_heads[name](features.flatten(2).mean(-1) if features.ndim == 4 else features)
+
     def _evaluate(self, batch: ECGBatch, scores: MacroAUROC, part: str) -> None:
         active, phase = self._phase()
         x, targets = batch.signal.unsqueeze(1), batch.targets
         if active is None or part == "test":
             logits = self(x).logits
         elif phase == "pretrain":
-            features = self.branch(active).backbone(self._input(active, x))
-            features = features.flatten(2).mean(-1) if features.ndim == 4 else features
-            logits, targets = self.pretrain_heads[active](features), targets[:, self.columns(active)]
+            logits = self._pretrain_logits(active, self._input(active, x))
+            targets = targets[:, self.columns(active)]
         else:
             logits = self.branch(active)(self._input(active, x)).logits
             targets = targets[:, self.columns(active)]
