@@ -5,7 +5,6 @@ A tenth of PTB-XL: 2,000 records of 12 leads and 1,000 samples, batches of 32, r
     pytest tools/benchmarks/ecg/test_loader.py --benchmark-only --benchmark-group-by=group
 """
 
-
 import numpy as np
 import pytest
 import torch

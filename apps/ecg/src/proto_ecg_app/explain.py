@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from proto_ecg.report import ReportSample, ecg_report
 
 from proto_core.cli.training import data_from_checkpoint
 from proto_core.files import atomic_write, writable_folder
 from proto_ecg import ProtoECGNet
 from proto_ecg.data.module import ECGDataModule
 from proto_ecg.data.records import Record, read_record
+from proto_ecg.report import ReportSample, ecg_report
 
 __all__ = ["explain_records", "run"]
 

@@ -33,9 +33,7 @@ def _phenotypes(parser: Any) -> None:
     parser.add_argument("--ckpt_path", required=True, help="checkpoint written by fit or demo")
     parser.add_argument("--diagnoses", required=True, help="CSV of diagnoses by record or patient")
     parser.add_argument("--out", required=True, help="folder of the tables and the figure")
-    parser.add_argument(
-        "--data.root", dest="root", default=None, help="records to study; default: those trained on"
-    )
+    parser.add_argument("--data.root", dest="root", default=None, help="records to study; default: those trained on")
     parser.add_argument("--phecode_map", default=None, help="CSV that maps ICD codes to phecodes")
     parser.add_argument("--rollup_map", default=None, help="CSV that lists each phecode with its ancestors")
     parser.add_argument("--correction", default="bonferroni", choices=["bonferroni", "fdr_bh"])
@@ -48,9 +46,7 @@ def _phenotypes(parser: Any) -> None:
 def _export(parser: Any) -> None:
     parser.add_argument("--ckpt_path", required=True, help="checkpoint written by fit or demo")
     parser.add_argument("--format", default="safetensors", choices=["safetensors", "onnx"])
-    parser.add_argument(
-        "--out", default=None, help="folder (safetensors) or file (onnx); default: by the checkpoint"
-    )
+    parser.add_argument("--out", default=None, help="folder (safetensors) or file (onnx); default: by the checkpoint")
 
 
 APP = App(
@@ -61,9 +57,6 @@ APP = App(
     commands={
         "demo": Command("train, test and explain a small network on generated ECGs", "proto_ecg_app.demo:run", _demo),
         "explain": Command("case-based report of some records", "proto_ecg_app.explain:run", _explain),
-        "phenotypes": Command(
-            "prototype activations against diagnoses: tables and a figure", "proto_ecg_app.phenotypes:run", _phenotypes
-        ),
         "export": Command("weights as safetensors + config.json, or ONNX", "proto_ecg_app.export:run", _export),
     },
 )
