@@ -69,6 +69,7 @@ def explain_records(
             sampling_rate=record.sampling_rate,
             explanations=explanations,
             targets=_targets(data, name),
+            requested=labels is not None,
             metadata={"comment": " ".join(record.comments)} if record.comments else {},
         )
         for name, record, explanations in zip(records, raw, explained)

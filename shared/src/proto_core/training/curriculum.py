@@ -34,7 +34,8 @@ def project_with_trainer(trainer: Trainer, module: LightningModule) -> None:
     """Project the module's prototypes onto the training set of the trainer's data module.
 
     The data module offers ``projection_dataset()`` (the training set, un-augmented, with a ``collate`` of its own or
-    none) and ``describe(index) -> (sample id, label names)``. Each rank passes every world-size-th batch; nothing is repeated.
+    none) and ``describe(index) -> (sample id, label names)``. Each rank passes every world-size-th batch; nothing is
+    repeated.
 
     Raises:
         ValueError: the trainer has no data module that offers this.
