@@ -1,6 +1,5 @@
 """Curriculum, checkpoints and teachers on a network small enough to see through."""
 
-import logging
 import multiprocessing
 import os
 import signal
@@ -113,7 +112,6 @@ class Net(pl.LightningModule):
 
 
 def trainer(folder, *callbacks, **options):
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     defaults = dict(
         default_root_dir=folder,
         accelerator="cpu",

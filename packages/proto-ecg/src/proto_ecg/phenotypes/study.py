@@ -1,0 +1,215 @@
+"""The whole phenotype study of a trained network: associations, comparisons, spread of classes; tables and a figure.
+
+"Prototype Learning to Create Refined Interpretable Digital Phenotypes from ECGs" (2025, arXiv 2508.01521).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from proto_core.files import atomic_write, writable_folder
+
+from .arrays import float_matrix
+from .association import AssociationTable, PrototypePhenotyper
+from .distance import (
+    DistanceTest,
+    class_activation,
+    intra_class_distance,
+    intra_class_distance_test,
+    mixed_significance,
+)
+from .figure import draw_associations
+
+__all__ = ["PrototypeSet", "StudyResult", "phenotype_study"]
+
+
+@dataclass(frozen=True, slots=True)
+class PrototypeSet:
+    """The prototypes of one branch.
+
+    Attributes:
+        vectors: ``[P, ...]``.
+        class_identity: ``[P, C]`` over the branch's own classes.
+        class_names: C names.
+    """
+
+    vectors: np.ndarray
+    class_identity: np.ndarray
+    class_names: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class StudyResult:
+    """What a study found.
+
+    Attributes:
+        associations: prototypes against phecodes.
+        table: the same as a long table.
+        comparison: per phecode and kind of score: significant scores, largest ``|beta|``, best AUC.
+        distances: per class of a branch: intra-class distance and number of prototypes.
+        mixed: per class and phecode: mixed significance.
+        cell_test: distance of mixed against uniform (class, phecode) cells.
+        class_test: the same, each class once.
+    """
+
+    associations: AssociationTable
+    table: pd.DataFrame
+    comparison: pd.DataFrame
+    distances: pd.DataFrame
+    mixed: pd.DataFrame
+    cell_test: DistanceTest
+    class_test: DistanceTest
+
+
+def phenotype_study(
+    activations: np.ndarray,
+    prototype_names: Sequence[str],
+    branches: Mapping[str, PrototypeSet],
+    outcomes: np.ndarray,
+    outcome_names: Sequence[str],
+    out: str | Path,
+    *,
+    class_probabilities: np.ndarray | None = None,
+    covariates: np.ndarray | None = None,
+    correction: str = "bonferroni",
+    alpha: float = 0.05,
+    min_cases: int = 20,
+) -> StudyResult:
+    """Run the study and write its tables and figure.
+
+    Args:
+        activations: ``[N, P]``, branch after branch in the order of ``branches``.
+        prototype_names: P names.
+        branches: the prototypes of each branch; branches are never compared with each other.
+        outcomes: ``[N, K]`` in {0, 1, NaN}.
+        outcome_names: K names.
+        out: folder, made if needed; found out to be writable before the work.
+        class_probabilities: ``[N, C]`` of the model, for the comparison.
+        covariates: ``[N, Q]``.
+        correction: "bonferroni" or "fdr_bh".
+        alpha: significance level.
+        min_cases: least number of cases and controls of a fitted cell.
+
+    Returns:
+        All tables. Files: ``associations.csv``, ``comparison.csv``, ``intra_class_distance.csv``,
+        ``mixed_significance.csv``, ``summary.json``, ``figure.svg``, ``figure.png``.
+
+    Raises:
+        ValueError: an unwritable folder, sizes that do not fit, no outcome with enough cases and controls.
+    """
+    folder = writable_folder(out, "--out")
+    scores = float_matrix(activations, "activations", "N P")
+    counts = [len(part.vectors) for part in branches.values()]
+    if sum(counts) != scores.shape[1]:
+        raise ValueError(f"activations: found {scores.shape[1]} columns, needed {sum(counts)}, one per prototype")
+    model = PrototypePhenotyper(correction, alpha, min_cases)
+    found = model.fit(scores, outcomes, covariates)
+    if not np.isfinite(found.beta).any():
+        raise ValueError(
+            f"no outcome has at least {min_cases} cases and controls among {len(scores)} rows (most cases: "
+            f"{int(found.n_cases.max())}); give more data or a smaller min_cases"
+        )
+    table = found.to_frame(prototype_names, outcome_names).sort_values("p_value", kind="stable", na_position="last")
+
+    starts = np.cumsum([0, *counts])
+    rivals: dict[str, np.ndarray] = {"class activation": _class_activations(scores, branches, starts)}
+    if class_probabilities is not None:
+        rivals["class probability"] = float_matrix(class_probabilities, "class_probabilities", "N C")
+    kinds = {"prototype": found} | {name: model.fit(values, outcomes, covariates) for name, values in rivals.items()}
+    comparison = pd.concat([_best(name, result, outcome_names) for name, result in kinds.items()], ignore_index=True)
+
+    distance_rows, mixed_rows, all_distances, all_mixed = [], [], [], []
+    for (branch, part), start, stop in zip(branches.items(), starts, starts[1:]):
+        distance = intra_class_distance(part.vectors, part.class_identity)
+        mixed = mixed_significance(found.significant[start:stop], part.class_identity)
+        members = np.asarray(part.class_identity).sum(axis=0)
+        all_distances.append(distance)
+        all_mixed.append(mixed)
+        for c, name in enumerate(part.class_names):
+            distance_rows.append(
+                {"branch": branch, "class": name, "prototypes": int(members[c]), "distance": distance[c]}
+            )
+            mixed_rows.append({"branch": branch, "class": name} | dict(zip(outcome_names, mixed[c].tolist())))
+    distances, statuses = np.concatenate(all_distances), np.concatenate(all_mixed)
+    fitted = np.isfinite(found.beta).any(axis=0)
+    statuses = np.where(fitted[None, :], statuses, -1)
+    anywhere = np.where((statuses >= 0).any(axis=1), (statuses == 1).any(axis=1).astype(np.int64), -1)
+    result = StudyResult(
+        associations=found,
+        table=table,
+        comparison=comparison,
+        distances=pd.DataFrame(distance_rows),
+        mixed=pd.DataFrame(mixed_rows),
+        cell_test=intra_class_distance_test(distances, statuses),
+        class_test=intra_class_distance_test(distances, anywhere[:, None]),
+    )
+    _write(result, folder, model, len(scores))
+    return result
+
+
+def _class_activations(scores: np.ndarray, branches: Mapping[str, PrototypeSet], starts: np.ndarray) -> np.ndarray:
+    parts = [
+        class_activation(scores[:, start:stop], part.class_identity)
+        for part, start, stop in zip(branches.values(), starts, starts[1:])
+    ]
+    joined = np.concatenate(parts, axis=1)
+    return joined[:, np.isfinite(joined).all(axis=0)]
+
+
+def _best(kind: str, result: AssociationTable, names: Sequence[str]) -> pd.DataFrame:
+    def largest(values: np.ndarray) -> np.ndarray:
+        return np.where(np.isfinite(values).any(axis=0), np.nan_to_num(values, nan=-np.inf).max(axis=0), np.nan)
+
+    return pd.DataFrame(
+        {
+            "phecode": list(names),
+            "score": kind,
+            "scores": result.beta.shape[0],
+            "significant": result.significant.sum(axis=0),
+            "largest_abs_beta": largest(np.abs(result.beta)),
+            "best_auc": largest(result.auc),
+            "n_cases": result.n_cases,
+            "n_controls": result.n_controls,
+        }
+    )
+
+
+def _write(result: StudyResult, folder: Path, model: PrototypePhenotyper, rows: int) -> None:
+    tables = {
+        "associations.csv": result.table,
+        "comparison.csv": result.comparison,
+        "intra_class_distance.csv": result.distances,
+        "mixed_significance.csv": result.mixed,
+    }
+    for name, table in tables.items():
+        with atomic_write(folder / name) as file:
+            table.to_csv(file, index=False)
+    fitted = int(np.isfinite(result.associations.beta).sum())
+    summary: dict[str, Any] = {
+        "rows": rows,
+        "prototypes": result.associations.beta.shape[0],
+        "outcomes": result.associations.beta.shape[1],
+        "fitted_cells": fitted,
+        "significant_cells": int(result.associations.significant.sum()),
+        "correction": model.correction,
+        "alpha": model.alpha,
+        "min_cases": model.min_cases,
+        "distance_test_cells": _plain(result.cell_test),
+        "distance_test_classes": _plain(result.class_test),
+    }
+    with atomic_write(folder / "summary.json") as file:
+        json.dump(summary, file, indent=1)
+    for ending in ("svg", "png"):
+        with atomic_write(folder / f"figure.{ending}", "wb") as file:
+            draw_associations(result.table, model.alpha, model.correction, fitted, file, ending)
+
+
+def _plain(test: DistanceTest) -> dict[str, float | int | None]:
+    return {key: None if value != value else value for key, value in asdict(test).items()}
