@@ -1,6 +1,9 @@
 """Test settings of the whole workspace: real data by environment variable, run-time shape checks, quiet trainers."""
 
+import json
 import os
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -46,3 +49,35 @@ def _shape_checks(request: pytest.FixtureRequest):
     config.update("jaxtyping_disable", True)
     yield
     config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def claim_record(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Call it as ``claim_record(key, metric=, method=, baseline=, margin=, holds=)``, once per figure of a claim.
+
+    ``method`` and ``baseline`` are one number per seed; ``margin`` says in words what was asked. The record is one JSON
+    line in the file that ``PROTO_CLAIMS_FILE`` names (``tools/claims.py`` sets it); without it nothing is written.
+    ``seconds`` counts from the start of the test.
+    """
+    start = time.perf_counter()
+
+    def record(
+        key: str, *, metric: str, method: Sequence[float], baseline: Sequence[float], margin: str, holds: bool
+    ) -> None:
+        file = os.environ.get("PROTO_CLAIMS_FILE")
+        if not file:
+            return
+        line = {
+            "key": key,
+            "metric": metric,
+            "method": [float(value) for value in method],
+            "baseline": [float(value) for value in baseline],
+            "margin": margin,
+            "holds": bool(holds),
+            "test": request.node.nodeid,
+            "seconds": round(time.perf_counter() - start, 1),
+        }
+        with open(file, "a", encoding="utf-8") as lines:
+            lines.write(json.dumps(line) + "\n")
+
+    return record

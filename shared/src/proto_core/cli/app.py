@@ -153,13 +153,19 @@ def _run(app: App, name: str, rest: list[str]) -> int:
 
 
 def instantiate(config: str | Path, overrides: Sequence[str] = ()) -> tuple[Any, Any]:
-    """Build the model and the data module of a config, exactly as the command line does.
+    """Build what a config sets up: the model and the data module of a system that trains, as the command line does.
+
+    A system that does not train by itself (a loss, a metric, an analysis) is built from ``model.class_path`` and
+    ``model.init_args`` alone: the object of a class, or a function with its settings filled in.
 
     Args:
         config: a YAML file.
         overrides: further arguments, such as ``["--data.batch_size", "8"]``.
 
     Returns:
-        The module and the data module (``None`` where the config has no data).
+        The system and the data module (``None`` where the system has none).
+
+    Raises:
+        ValueError: no ``model.class_path``, a class that cannot be imported, arguments that it does not take.
     """
     return import_module("proto_core.cli.training").instantiate(config, list(overrides))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import logging
 import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from proto_core.cli.app import App
 from proto_core.files import atomic_write, writable_folder
 from proto_core.training import Curriculum, WholeFileCheckpointIO, read_checkpoint
 
-__all__ = ["ProtoCLI", "data_from_checkpoint", "instantiate", "run", "write_results"]
+__all__ = ["ProtoCLI", "data_from_checkpoint", "find_config", "instantiate", "run", "write_results"]
 
 log = logging.getLogger(__name__)
 
@@ -177,24 +180,33 @@ class ProtoCLI(LightningCLI):
         self.trainer.callbacks.append(WritePredictions(self._out("predict", "predictions.csv")))  # type: ignore[attr-defined]
 
 
+def find_config(app: App | None, name: str) -> Path:
+    """The file ``name``, or the shipped config of that name where there is no such file.
+
+    Raises:
+        ValueError: neither exists.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    shipped = app.configs / name if app is not None else Path(name)
+    if not shipped.is_file():
+        known = sorted(str(path.relative_to(app.configs)) for path in app.configs.glob("*/*.yaml")) if app else []
+        raise ValueError(f"--config: no file {name!r}, and the shipped configs are {known}")
+    return shipped
+
+
 def _find_configs(app: App | None, arguments: Sequence[str]) -> list[str]:
     """Replace ``--config NAME`` by the shipped file of that name where there is no such file here."""
     found, expect = [], False
     for argument in arguments:
         flag, _, value = argument.partition("=")
-        if expect or (flag in ("-c", "--config") and value):
-            name = value or argument
-            if not Path(name).is_file():
-                shipped = app.configs / name if app is not None else Path(name)
-                if not shipped.is_file():
-                    known = sorted(str(p.relative_to(app.configs)) for p in app.configs.glob("*/*.yaml")) if app else []
-                    raise ValueError(f"--config: no file {name!r}, and the shipped configs are {known}")
-                name = str(shipped)
-            found.append(f"{flag}={name}" if value and not expect else name)
-            expect = False
-            continue
+        if expect:
+            found.append(str(find_config(app, argument)))
+        elif flag in ("-c", "--config") and value:
+            found.append(f"{flag}={find_config(app, value)}")
+        else:
+            found.append(argument)
         expect = argument in ("-c", "--config")
-        found.append(argument)
     return found
 
 
@@ -233,6 +245,12 @@ def run(app: App, subcommand: str, arguments: list[str]) -> int:
 
 def instantiate(config: str | Path, overrides: list[str]) -> tuple[Any, Any]:
     """See :func:`proto_core.cli.instantiate`."""
+    settings = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    if not isinstance(settings, dict) or "class_path" not in (settings.get("model") or {}):
+        raise ValueError(f"config {str(config)!r}: found no model.class_path, needed the system that it sets up")
+    target = _import(settings["model"]["class_path"], config)
+    if not (isinstance(target, type) and issubclass(target, pl.LightningModule)):
+        return _plain(target, settings["model"], config, overrides), None
     cli = ProtoCLI(
         args=["--config", str(config), *overrides],
         run=False,
@@ -240,6 +258,46 @@ def instantiate(config: str | Path, overrides: list[str]) -> tuple[Any, Any]:
         trainer_defaults={"logger": False, "accelerator": "cpu", "enable_progress_bar": False},
     )
     return cli.model, cli.datamodule
+
+
+def _import(path: str, config: str | Path) -> Any:
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"config {str(config)!r}: model.class_path {path!r} cannot be imported: {error}") from error
+
+
+def _plain(target: Any, model: dict[str, Any], config: str | Path, overrides: list[str]) -> Any:
+    """A system that does not train by itself: the object of a class, or a function with its settings filled in."""
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    is_class = isinstance(target, type)
+    add = parser.add_class_arguments if is_class else parser.add_function_arguments
+    settings = dict(model.get("init_args") or {})
+    names = set(inspect.signature(target).parameters)
+    needed = {
+        name
+        for name, parameter in inspect.signature(target).parameters.items()
+        if parameter.default is inspect.Parameter.empty
+    }
+    unknown = sorted(set(settings) - names)
+    if unknown:
+        raise ValueError(f"config {str(config)!r}: unknown init_args {unknown}, needed some of {sorted(names)}")
+    # The inputs of a function (arrays) are no settings, and neither are the required ones that the config leaves out.
+    skipped = needed - set(settings)
+    if is_class and skipped:
+        raise ValueError(f"config {str(config)!r}: init_args lacks {sorted(skipped)}")
+    add(target, "model", skip=skipped)
+    try:
+        parser.set_defaults({f"model.{name}": value for name, value in settings.items()})
+        parsed = parser.parse_args(overrides)
+        if is_class:
+            return parser.instantiate_classes(parsed).model
+    except jsonargparse.ArgumentError as error:
+        raise ValueError(f"config {str(config)!r}: {error}") from error
+    return partial(target, **parsed.model.as_dict())
 
 
 def data_from_checkpoint(path: str | Path, overrides: dict[str, Any] | None = None) -> Any:
