@@ -286,9 +286,9 @@ def _plain(target: Any, model: dict[str, Any], config: str | Path, overrides: li
     if unknown:
         raise ValueError(f"config {str(config)!r}: unknown init_args {unknown}, needed some of {sorted(names)}")
     # The inputs of a function (arrays) are no settings, and neither are the required ones that the config leaves out.
-    skipped = needed - set(settings)
+    skipped: set[str | int] = {name for name in needed if name not in settings}
     if is_class and skipped:
-        raise ValueError(f"config {str(config)!r}: init_args lacks {sorted(skipped)}")
+        raise ValueError(f"config {str(config)!r}: init_args lacks {sorted(map(str, skipped))}")
     add(target, "model", skip=skipped)
     try:
         parser.set_defaults({f"model.{name}": value for name, value in settings.items()})
