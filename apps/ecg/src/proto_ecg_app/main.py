@@ -30,16 +30,20 @@ def _explain(parser: Any) -> None:
 
 
 def _phenotypes(parser: Any) -> None:
+    parser.add_argument("--config", default="ecg_phenotypes/paper.yaml", help="how associations are fitted")
     parser.add_argument("--ckpt_path", required=True, help="checkpoint written by fit or demo")
-    parser.add_argument("--diagnoses", required=True, help="CSV of diagnoses by record or patient")
+    parser.add_argument("--diagnoses", required=True, help="CSV of diagnoses by record or patient_id")
     parser.add_argument("--out", required=True, help="folder of the tables and the figure")
     parser.add_argument("--data.root", dest="root", default=None, help="records to study; default: those trained on")
     parser.add_argument("--phecode_map", default=None, help="CSV that maps ICD codes to phecodes")
     parser.add_argument("--rollup_map", default=None, help="CSV that lists each phecode with its ancestors")
-    parser.add_argument("--correction", default="bonferroni", choices=["bonferroni", "fdr_bh"])
-    parser.add_argument("--alpha", type=float, default=0.05)
-    parser.add_argument("--min_cases", type=int, default=20, help="least number of cases and of controls")
-    parser.add_argument("--covariates", nargs="*", default=None, help="columns of the diagnoses CSV, such as age sex")
+    parser.add_argument("--correction", default=None, choices=["bonferroni", "fdr_bh"], help="instead of the config's")
+    parser.add_argument("--alpha", type=float, default=None, help="instead of the config's")
+    parser.add_argument("--min_cases", type=int, default=None, help="least number of cases and of controls")
+    parser.add_argument("--covariates", nargs="*", default=[], help="numeric columns of the diagnoses CSV, as age sex")
+    parser.add_argument("--concepts", nargs="*", default=[], help="0/1 columns of the diagnoses CSV, to compare with")
+    parser.add_argument("--all_records", action="store_true", help="every record of a patient, not the first alone")
+    parser.add_argument("--predict", type=int, default=10, help="for how many outcomes predictors are tested")
     parser.add_argument("--batch_size", type=int, default=64)
 
 
@@ -57,6 +61,11 @@ APP = App(
     commands={
         "demo": Command("train, test and explain a small network on generated ECGs", "proto_ecg_app.demo:run", _demo),
         "explain": Command("case-based report of some records", "proto_ecg_app.explain:run", _explain),
+        "phenotypes": Command(
+            "prototype activations against diagnosis codes: tables and a figure",
+            "proto_ecg_app.phenotypes:run",
+            _phenotypes,
+        ),
         "export": Command("weights as safetensors + config.json, or ONNX", "proto_ecg_app.export:run", _export),
     },
 )

@@ -24,7 +24,7 @@ from proto_core.cli.app import App
 from proto_core.files import atomic_write, writable_folder
 from proto_core.training import Curriculum, WholeFileCheckpointIO, read_checkpoint
 
-__all__ = ["ProtoCLI", "data_from_checkpoint", "find_config", "instantiate", "run", "write_results"]
+__all__ = ["ProtoCLI", "data_from_checkpoint", "data_settings", "find_config", "instantiate", "run", "write_results"]
 
 log = logging.getLogger(__name__)
 
@@ -300,6 +300,19 @@ def _plain(target: Any, model: dict[str, Any], config: str | Path, overrides: li
     return partial(target, **parsed.model.as_dict())
 
 
+def data_settings(path: str | Path) -> dict[str, Any]:
+    """``class_path`` and ``init_args`` of the data module that a checkpoint was trained with.
+
+    Raises:
+        ValueError: the checkpoint does not say how its data was read.
+    """
+    stored = read_checkpoint(path).get("proto_run")
+    data = yaml.safe_load(stored).get("data") if stored else None
+    if not data:
+        raise ValueError(f"checkpoint {str(path)!r}: does not say how its data was read (not written by fit or demo)")
+    return {"class_path": data["class_path"], "init_args": dict(data.get("init_args") or {})}
+
+
 def data_from_checkpoint(path: str | Path, overrides: dict[str, Any] | None = None) -> Any:
     """The data module that a checkpoint was trained with, its arguments replaced where ``overrides`` names them.
 
@@ -310,13 +323,10 @@ def data_from_checkpoint(path: str | Path, overrides: dict[str, Any] | None = No
     Raises:
         ValueError: the checkpoint does not say how its data was read.
     """
-    stored = read_checkpoint(path).get("proto_run")
-    data = yaml.safe_load(stored).get("data") if stored else None
-    if not data:
-        raise ValueError(f"checkpoint {str(path)!r}: does not say how its data was read (not written by fit or demo)")
+    data = data_settings(path)
     import jsonargparse
 
-    arguments = dict(data.get("init_args") or {}) | {k: v for k, v in (overrides or {}).items() if v is not None}
+    arguments = data["init_args"] | {k: v for k, v in (overrides or {}).items() if v is not None}
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(pl.LightningDataModule, "data")
     parsed = parser.parse_object({"data": {"class_path": data["class_path"], "init_args": arguments}})

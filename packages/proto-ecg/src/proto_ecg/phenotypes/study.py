@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from rich.console import Console
+from rich.progress import track
 
 from proto_core.files import atomic_write, writable_folder
 
-from .arrays import float_matrix
-from .association import AssociationTable, PrototypePhenotyper
+from .arrays import float_matrix, label_matrix
+from .association import AssociationTable, PrototypePhenotyper, fit_phecode_predictor
 from .distance import (
     DistanceTest,
     class_activation,
@@ -55,6 +57,7 @@ class StudyResult:
         comparison: per phecode and kind of score: significant scores, largest ``|beta|``, best AUC.
         distances: per class of a branch: intra-class distance and number of prototypes.
         mixed: per class and phecode: mixed significance.
+        prediction: per phecode: AUC on held-out patients of all prototypes together; without rows if not asked for.
         cell_test: distance of mixed against uniform (class, phecode) cells.
         class_test: the same, each class once.
     """
@@ -64,6 +67,7 @@ class StudyResult:
     comparison: pd.DataFrame
     distances: pd.DataFrame
     mixed: pd.DataFrame
+    prediction: pd.DataFrame
     cell_test: DistanceTest
     class_test: DistanceTest
 
@@ -76,11 +80,11 @@ def phenotype_study(
     outcome_names: Sequence[str],
     out: str | Path,
     *,
-    class_probabilities: np.ndarray | None = None,
+    model: PrototypePhenotyper | None = None,
+    rivals: Mapping[str, np.ndarray] | None = None,
     covariates: np.ndarray | None = None,
-    correction: str = "bonferroni",
-    alpha: float = 0.05,
-    min_cases: int = 20,
+    patient_ids: Sequence[str] | None = None,
+    predicted: int = 0,
 ) -> StudyResult:
     """Run the study and write its tables and figure.
 
@@ -91,15 +95,16 @@ def phenotype_study(
         outcomes: ``[N, K]`` in {0, 1, NaN}.
         outcome_names: K names.
         out: folder, made if needed; found out to be writable before the work.
-        class_probabilities: ``[N, C]`` of the model, for the comparison.
+        model: how associations are fitted and corrected; the defaults of :class:`PrototypePhenotyper` if ``None``.
+        rivals: further scores ``[N, .]`` by name, such as class probabilities or flags from the report text; the
+            largest activation of each class is always compared.
         covariates: ``[N, Q]``.
-        correction: "bonferroni" or "fdr_bh".
-        alpha: significance level.
-        min_cases: least number of cases and controls of a fitted cell.
+        patient_ids: N names; rows of one patient stay together when predictors are tested.
+        predicted: for how many outcomes, by rising smallest p, all prototypes together predict held-out patients.
 
     Returns:
         All tables. Files: ``associations.csv``, ``comparison.csv``, ``intra_class_distance.csv``,
-        ``mixed_significance.csv``, ``summary.json``, ``figure.svg``, ``figure.png``.
+        ``mixed_significance.csv``, ``prediction.csv`` (if asked for), ``summary.json``, ``figure.svg``, ``figure.png``.
 
     Raises:
         ValueError: an unwritable folder, sizes that do not fit, no outcome with enough cases and controls.
@@ -109,20 +114,19 @@ def phenotype_study(
     counts = [len(part.vectors) for part in branches.values()]
     if sum(counts) != scores.shape[1]:
         raise ValueError(f"activations: found {scores.shape[1]} columns, needed {sum(counts)}, one per prototype")
-    model = PrototypePhenotyper(correction, alpha, min_cases)
+    model = model or PrototypePhenotyper()
     found = model.fit(scores, outcomes, covariates)
     if not np.isfinite(found.beta).any():
         raise ValueError(
-            f"no outcome has at least {min_cases} cases and controls among {len(scores)} rows (most cases: "
-            f"{int(found.n_cases.max())}); give more data or a smaller min_cases"
+            f"no outcome could be fitted: needed {model.min_cases} cases and as many controls, found at most "
+            f"{int(np.minimum(found.n_cases, found.n_controls).max())} among {len(scores)} rows"
         )
     table = found.to_frame(prototype_names, outcome_names).sort_values("p_value", kind="stable", na_position="last")
 
     starts = np.cumsum([0, *counts])
-    rivals: dict[str, np.ndarray] = {"class activation": _class_activations(scores, branches, starts)}
-    if class_probabilities is not None:
-        rivals["class probability"] = float_matrix(class_probabilities, "class_probabilities", "N C")
-    kinds = {"prototype": found} | {name: model.fit(values, outcomes, covariates) for name, values in rivals.items()}
+    others = {"class activation": _class_activations(scores, branches, starts)}
+    others |= {name: float_matrix(values, f"rivals[{name!r}]", "N S") for name, values in (rivals or {}).items()}
+    kinds = {"prototype": found} | {name: model.fit(values, outcomes, covariates) for name, values in others.items()}
     comparison = pd.concat([_best(name, result, outcome_names) for name, result in kinds.items()], ignore_index=True)
 
     distance_rows, mixed_rows, all_distances, all_mixed = [], [], [], []
@@ -147,11 +151,40 @@ def phenotype_study(
         comparison=comparison,
         distances=pd.DataFrame(distance_rows),
         mixed=pd.DataFrame(mixed_rows),
+        prediction=_predict(scores, outcomes, outcome_names, found, patient_ids, predicted),
         cell_test=intra_class_distance_test(distances, statuses),
         class_test=intra_class_distance_test(distances, anywhere[:, None]),
     )
     _write(result, folder, model, len(scores))
     return result
+
+
+def _predict(
+    scores: np.ndarray,
+    outcomes: np.ndarray,
+    names: Sequence[str],
+    found: AssociationTable,
+    patient_ids: Sequence[str] | None,
+    most: int,
+) -> pd.DataFrame:
+    """Held-out AUC of all prototypes together, for the outcomes with the smallest p."""
+    patients = np.asarray(patient_ids if patient_ids is not None else np.arange(len(scores)).astype(str))
+    labels = label_matrix(outcomes, len(scores), "outcomes")
+    smallest = np.where(np.isfinite(found.p_value), found.p_value, np.inf).min(axis=0)
+    order = [k for k in np.argsort(smallest, kind="stable") if np.isfinite(smallest[k])]
+    rows = []
+    for k in track(order[:most], description="Predictors", disable=not most, console=Console(stderr=True)):
+        present = labels[:, k] == labels[:, k]
+        area, _ = fit_phecode_predictor(scores[present], labels[present, k], patients[present].tolist())
+        rows.append(
+            {
+                "phecode": names[k],
+                "auc_held_out": area,
+                "n_cases": int(found.n_cases[k]),
+                "n_controls": int(found.n_controls[k]),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def _class_activations(scores: np.ndarray, branches: Mapping[str, PrototypeSet], starts: np.ndarray) -> np.ndarray:
@@ -188,6 +221,8 @@ def _write(result: StudyResult, folder: Path, model: PrototypePhenotyper, rows: 
         "intra_class_distance.csv": result.distances,
         "mixed_significance.csv": result.mixed,
     }
+    if len(result.prediction):
+        tables["prediction.csv"] = result.prediction
     for name, table in tables.items():
         with atomic_write(folder / name) as file:
             table.to_csv(file, index=False)

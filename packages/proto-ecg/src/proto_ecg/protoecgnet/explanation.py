@@ -51,6 +51,12 @@ class ExplainsECG:
             return None
         return ((int(position * length / steps), int(layer.window * length / steps)),)
 
+    def case_window(self, branch: str, prototype: int) -> tuple[int, int] | None:
+        """Start and length, in samples, of a prototype's window in its case; ``None`` for whole records and no case."""
+        net = cast("ProtoECGNet", self)
+        place = self._location(branch, int(net.branch(branch).layer.case_position[prototype]), net.num_samples)
+        return None if place is None else place[0]
+
     @torch.no_grad()
     def explain(
         self,
