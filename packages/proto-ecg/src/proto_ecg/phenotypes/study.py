@@ -243,7 +243,7 @@ def _write(result: StudyResult, folder: Path, model: PrototypePhenotyper, rows: 
         json.dump(summary, file, indent=1)
     for ending in ("svg", "png"):
         with atomic_write(folder / f"figure.{ending}", "wb") as file:
-            draw_associations(result.table, model.alpha, model.correction, fitted, file, ending)
+            draw_associations(result.table, result.comparison, model.alpha, model.correction, fitted, file, ending)
 
 
 def _plain(test: DistanceTest) -> dict[str, float | int | None]:
