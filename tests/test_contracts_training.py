@@ -1,0 +1,212 @@
+"""The contract of the systems that train: finite gradients in every stage, checkpoints and seeds that give the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from tests.test_contracts import SYSTEMS, _own_cache, build, stages, trains
+from torch import Tensor
+
+from proto_core.training import enter_stage, read_checkpoint, save_checkpoint
+
+__all__ = ["_own_cache"]
+
+UNTRAINED: dict[str, dict[str, str]] = {}
+"""System -> {pattern of parameter names: why they have no gradient, or never train}."""
+
+SEED = 7
+
+every_trained = pytest.mark.parametrize("key", [key for key in SYSTEMS if trains(key)])
+
+
+class Watch(pl.Callback):
+    """Notes what one training step does to each parameter.
+
+    Attributes:
+        losses: of each batch, where the system says.
+        trainable: names of the parameters that should have a gradient.
+        finite: parameter -> whether its gradients were finite.
+        moved: parameters whose gradient was not all zero.
+    """
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.trainable: set[str] = set()
+        self.finite: dict[str, bool] = {}
+        self.moved: set[str] = set()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.trainable = {name for name, parameter in pl_module.named_parameters() if parameter.requires_grad}
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for name, parameter in pl_module.named_parameters():
+            if parameter.grad is not None:
+                self.finite[name] = self.finite.get(name, True) and bool(parameter.grad.isfinite().all())
+                if parameter.grad.any():
+                    self.moved.add(name)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if loss is not None:
+            self.losses.append(float(loss))
+
+
+def one_step(module: pl.LightningModule, data: Any, folder: Path, stage: Any) -> Watch:
+    """One training step of a stage, by a trainer."""
+    if stage is not None:
+        enter_stage(module, stage)
+    watch = Watch()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        limit_train_batches=1,
+        limit_val_batches=1,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[watch],
+    )
+    trainer.fit(module, datamodule=data)
+    return watch
+
+
+def predicted(module: pl.LightningModule, data: Any) -> dict[str, Any]:
+    """What the system says about one batch."""
+    own = type(data).predict_dataloader is not pl.LightningDataModule.predict_dataloader
+    data.setup("predict" if own else "fit")
+    torch.manual_seed(0)
+    batch = next(iter(data.predict_dataloader() if own else data.train_dataloader()))
+    was = module.training
+    module.eval()
+    with torch.no_grad():
+        answer = dict(leaves(module.predict_step(batch, 0)))
+    module.train(was)
+    return copy.deepcopy(answer)
+
+
+def leaves(value: Any, name: str = "answer") -> Iterator[tuple[str, Any]]:
+    """Tensors and plain values of anything nested."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, dict):
+        for part, inner in value.items():
+            yield from leaves(inner, f"{name}.{part}")
+    elif isinstance(value, (list, tuple)):
+        for part, inner in enumerate(value):
+            yield from leaves(inner, f"{name}[{part}]")
+    else:
+        yield name, torch.as_tensor(value) if isinstance(value, (np.ndarray, float, int, bool)) else value
+
+
+def assert_same(found: dict[str, Any], expected: dict[str, Any], what: str) -> None:
+    assert found.keys() == expected.keys(), what
+    for name, value in expected.items():
+        if isinstance(value, Tensor):
+            torch.testing.assert_close(
+                found[name],
+                value,
+                rtol=1e-6,
+                atol=1e-6,
+                equal_nan=True,
+                msg=lambda text, at=name: f"{what}: {at} {text}",
+            )
+        else:
+            assert found[name] == value, f"{what}: {name}"
+
+
+class Trained(NamedTuple):
+    """A system after one step of each stage, and what was seen on the way."""
+
+    module: pl.LightningModule
+    data: Any
+    steps: dict[str, Watch]
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
+def train(key: str, *, first_stage_only: bool) -> Trained:
+    module, data = build(key, "--seed_everything", str(SEED))
+    before, after, steps = predicted(module, data), None, {}
+    with TemporaryDirectory() as folder:
+        for stage in stages(module):
+            steps[getattr(stage, "name", "training")] = one_step(module, data, Path(folder), stage)
+            after = after or predicted(module, data)
+            if first_stage_only:
+                break
+    assert after is not None, f"{key}: no stage of demo.yaml has an epoch"
+    return Trained(module, data, steps, before, after)
+
+
+@cache
+def trained(key: str) -> Trained:
+    """One step of every stage of the demo; shared by the tests below."""
+    return train(key, first_stage_only=False)
+
+
+def excepted(key: str, name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in UNTRAINED.get(key, {}))
+
+
+@every_trained
+def test_one_step_of_every_stage_is_finite(key):
+    for stage, watch in trained(key).steps.items():
+        assert watch.trainable, f"{key}, {stage}: nothing trains"
+        assert all(np.isfinite(watch.losses)), f"{key}, {stage}: the loss is {watch.losses}"
+        assert watch.losses or not trained(key).module.automatic_optimization, f"{key}, {stage}: no loss came back"
+        without = sorted(name for name in watch.trainable - set(watch.finite) if not excepted(key, name))
+        assert not without, f"{key}, {stage}: no gradient reaches {without}: freeze it, or say why in UNTRAINED"
+        wild = sorted(name for name, finite in watch.finite.items() if not finite)
+        assert not wild, f"{key}, {stage}: gradients that are not finite: {wild}"
+
+
+@every_trained
+def test_every_parameter_trains_in_some_stage(key):
+    names = {name for name, _ in trained(key).module.named_parameters()}
+    moved = set().union(*(watch.moved for watch in trained(key).steps.values()))
+    idle = sorted(name for name in names - moved if not excepted(key, name))
+    assert not idle, f"{key}: no stage trains {idle}: make it a buffer, train it, or say why in UNTRAINED"
+    stale = [pattern for pattern in UNTRAINED.get(key, {}) if not any(fnmatchcase(name, pattern) for name in names)]
+    assert not stale, f"{key}: UNTRAINED names {stale}, which no parameter matches any more"
+
+
+@every_trained
+def test_checkpoint_gives_equal_outputs(key, tmp_path):
+    module, data = trained(key)[:2]
+    assert getattr(module, "system", None) == key, f"{key}: give it `system: ClassVar[str] = {key!r}`"
+    assert hasattr(module, "settings"), f"{key}: give it `settings()`, plain values that rebuild it"
+    path = tmp_path / "system.ckpt"
+    save_checkpoint(module, path)
+    checkpoint = read_checkpoint(path, system=key)
+    torch.manual_seed(SEED + 1)
+    if hasattr(module, "from_checkpoint"):
+        again = type(module).from_checkpoint(path)
+    else:
+        again, _ = build(key, "--seed_everything", str(SEED + 1))
+        again.load_state_dict(checkpoint["state_dict"])
+    assert again is not module
+    assert_same(predicted(again, data), predicted(module, data), f"{key}: read back from a checkpoint")
+
+
+@every_trained
+def test_same_seed_gives_the_same_result(key):
+    first, again = trained(key), train(key, first_stage_only=True)
+    stage = next(iter(first.steps))
+    assert_same(again.before, first.before, f"{key}: two networks of seed {SEED}")
+    assert again.steps[stage].losses == pytest.approx(first.steps[stage].losses, rel=1e-6)
+    assert_same(again.after, first.after, f"{key}: two networks of seed {SEED} after one step")
+    with pytest.raises(AssertionError):
+        assert_same(first.after, first.before, "one step changes what the network says")
