@@ -70,8 +70,8 @@ def one_step(module: pl.LightningModule, data: Any, folder: Path, stage: Any) ->
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=1,
-        limit_train_batches=1,
-        limit_val_batches=1,
+        max_steps=1,
+        limit_val_batches=0,
         num_sanity_val_steps=0,
         logger=False,
         enable_checkpointing=False,
