@@ -17,7 +17,8 @@ from proto_core.metrics import MacroAUROC
 from proto_core.training import Stage
 from proto_ecg.data.module import ECGBatch
 from proto_ecg.protoecgnet.backbones import ResNet1d, ResNet2d
-from proto_ecg.protoecgnet.system import ProtoECGNet, evaluate
+from proto_ecg.protoecgnet.evaluation import evaluate
+from proto_ecg.protoecgnet.system import ProtoECGNet
 
 __all__ = ["ECGResNet"]
 

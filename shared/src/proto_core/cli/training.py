@@ -84,8 +84,11 @@ def write_predictions(joined: dict[str, torch.Tensor], module: Any, data: Any, o
         decided = joined["decisions"][rows]
         columns["predicted"] = [";".join(label for label, flag in zip(labels, row) if flag) for row in decided.tolist()]
     if out.suffix == ".parquet":
-        import pyarrow
-        import pyarrow.parquet
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError as error:
+            raise ValueError(f"--out {str(out)!r}: Parquet needs the package pyarrow; .csv needs nothing") from error
 
         with atomic_write(out, "wb") as file:
             pyarrow.parquet.write_table(pyarrow.table(columns), file)

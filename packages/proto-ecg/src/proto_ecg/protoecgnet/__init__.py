@@ -15,9 +15,10 @@ from proto_ecg.data.labels import PTBXL_ALL, PTBXL_DIFFUSE, PTBXL_MORPHOLOGY, PT
 from proto_ecg.data.records import remove_baseline_wander
 from proto_ecg.protoecgnet.branches import Branch1d, Branch2d, BranchOutput, ProtoECGBranch1d, ProtoECGBranch2d
 from proto_ecg.protoecgnet.curriculum import Schedule, protoecgnet_stages
+from proto_ecg.protoecgnet.evaluation import evaluate
 from proto_ecg.protoecgnet.loss import ProtoECGLoss
 from proto_ecg.protoecgnet.projection import project_global, project_windows
-from proto_ecg.protoecgnet.system import BRANCHES, LossWeights, ProtoECGNet, evaluate
+from proto_ecg.protoecgnet.system import BRANCHES, LossWeights, ProtoECGNet
 
 __all__ = [
     "BRANCHES",

@@ -21,15 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from proto_core.data.multilabel import choose_thresholds, class_pos_weight, label_cooccurrence
-from proto_core.metrics import (
-    MacroAUROC,
-    auroc_per_label,
-    calibration_error,
-    f1_micro,
-    f1_per_label,
-    fmax,
-    macro_auroc,
-)
+from proto_core.metrics import MacroAUROC
 from proto_core.prototypes import PrototypeLayer
 from proto_core.systems import Paper
 from proto_core.training import Stage
@@ -39,6 +31,7 @@ from proto_ecg.data.module import ECGBatch
 from proto_ecg.protoecgnet.backbones import feature_length
 from proto_ecg.protoecgnet.branches import Branch1d, Branch2d, BranchOutput, ProtoECGBranch1d, ProtoECGBranch2d
 from proto_ecg.protoecgnet.curriculum import Schedule, protoecgnet_stages
+from proto_ecg.protoecgnet.evaluation import evaluate
 from proto_ecg.protoecgnet.explanation import ExplainsECG
 from proto_ecg.protoecgnet.loss import ProtoECGLoss
 from proto_ecg.protoecgnet.storage import StoresECGNet
@@ -416,43 +409,3 @@ def _label_names(names: Sequence[str] | None, count: int) -> list[str]:
     if not names or len(set(names)) != len(names):
         raise ValueError(f"label_names: needed at least one name and no name twice, found {list(names)}")
     return list(names)
-
-
-def evaluate(
-    scores: Float[Tensor, "N C"], targets: Float[Tensor, "N C"], thresholds: Float[Tensor, " C"], names: Sequence[str]
-) -> dict[str, Any]:
-    """All figures of a fold.
-
-    Args:
-        scores: probabilities.
-        targets: 0 or 1.
-        thresholds: of each label.
-        names: of the labels.
-
-    Returns:
-        ``summary``: macro-AUROC (labels with both values), Fmax, micro-F1 at 0.5, macro-F1 at the thresholds,
-        calibration error. ``labels``: one dict per label with auroc, f1, threshold, positives, prevalence.
-    """
-    auroc = torch.as_tensor(auroc_per_label(scores, targets))
-    f1 = torch.as_tensor(f1_per_label(scores, targets, thresholds))
-    positives = targets.sum(0)
-    present = positives > 0
-    summary = {
-        "auroc": float(macro_auroc(scores, targets)),
-        "fmax": float(fmax(scores, targets)),
-        "f1_micro_at_half": float(f1_micro(scores, targets, 0.5)),
-        "f1_macro": float(f1[present].float().mean()) if bool(present.any()) else float("nan"),
-        "calibration_error": float(calibration_error(scores, targets)),
-    }
-    rows = [
-        {
-            "label": name,
-            "auroc": float(auroc[i]),
-            "f1": float(f1[i]),
-            "threshold": float(thresholds[i]),
-            "positives": int(positives[i]),
-            "prevalence": float(positives[i] / max(len(targets), 1)),
-        }
-        for i, name in enumerate(names)
-    ]
-    return {"summary": summary, "labels": rows, "records": len(targets)}
