@@ -14,7 +14,6 @@ from proto_core.cli.training import data_from_checkpoint
 from proto_core.files import atomic_write, writable_folder
 from proto_ecg import ProtoECGNet
 from proto_ecg.data.module import ECGDataModule
-from proto_ecg.data.records import Record, read_record
 from proto_ecg.report import ReportSample, ecg_report
 
 __all__ = ["explain_records", "run"]
@@ -59,8 +58,10 @@ def explain_records(
         top: prototypes shown for and against.
         source: name of the checkpoint, for the report's head.
     """
-    raw = [_read(network, data, name) for name in records]
-    signals = torch.stack([data.model_input(name if _is_id(data, name) else Path(name)) for name in records])
+    row_of = {name: row for row, name in enumerate(data.record_ids)}
+    places = [data.find_record(name) for name in records]
+    raw = [data.read(place) for place in places]
+    signals = torch.stack([data.model_input(place) for place in places])
     explained = network.explain(signals, list(records), labels)
     samples = [
         ReportSample(
@@ -68,11 +69,11 @@ def explain_records(
             signal=record.signal,
             sampling_rate=record.sampling_rate,
             explanations=explanations,
-            targets=_targets(data, name),
+            targets=_targets(data, row_of.get(_id(data, place))),
             requested=labels is not None,
             metadata={"comment": " ".join(record.comments)} if record.comments else {},
         )
-        for name, record, explanations in zip(records, raw, explained)
+        for name, place, record, explanations in zip(records, places, raw, explained, strict=True)
     ]
 
     def read_case(sample_id: str) -> tuple[np.ndarray, int]:
@@ -87,21 +88,12 @@ def explain_records(
     return ecg_report(samples, title="Why the model says so", model_info=info, read_case=read_case, top=top)
 
 
-def _is_id(data: ECGDataModule, name: str) -> bool:
-    return name in data.record_ids
+def _id(data: ECGDataModule, place: Path) -> str:
+    """The record id that a path would have in the data set; empty outside its folder."""
+    place, root = place.resolve(), data.root.resolve()
+    return place.relative_to(root).as_posix() if place.is_relative_to(root) else ""
 
 
-def _read(network: ProtoECGNet, data: ECGDataModule, name: str) -> Record:
-    if _is_id(data, name):
-        return data.read(name)
-    path = Path(name)
-    if not path.with_name(path.name + ".hea").is_file():
-        raise ValueError(f"record {name!r}: no file {name}.hea, and no record of the data set has that id")
-    return read_record(path, sampling_rate=network.sampling_rate, num_samples=network.num_samples)
-
-
-def _targets(data: ECGDataModule, name: str) -> tuple[str, ...] | None:
-    if not _is_id(data, name):
-        return None
-    row = data.targets[data.record_ids.index(name)]
-    return tuple(label for label, flag in zip(data.label_names, row) if flag)
+def _targets(data: ECGDataModule, row: int | None) -> tuple[str, ...] | None:
+    """The labels of a row of the data set; of other records nothing is known."""
+    return None if row is None else tuple(data.describe(row)[1])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from proto_core.cli.messages import plain_reason, tidy_output
 
 __all__ = ["App", "Command", "instantiate", "main"]
 
@@ -80,11 +82,18 @@ def main(app: App, argv: Sequence[str] | None = None) -> int:
         if name in app.commands:
             return _run(app, name, rest)
         if name in _TRAINING:
-            return int(import_module("proto_core.cli.training").run(app, name, rest) or 0)
+            run = import_module("proto_core.cli.training").run
+            with tidy_output(("proto_core", app.package.replace("-", "_"))):
+                return int(run(app, name, rest) or 0)
+    except argparse.ArgumentError as error:
+        reason = plain_reason(str(error))
+        sys.stderr.write(f"{app.name} {name}: error: {reason}\n('{app.name} {name} --help' shows the options)\n")
+        return 2
     except (ValueError, OSError) as error:
         if os.environ.get("PROTO_DEBUG"):
             raise
-        sys.stderr.write(f"{app.name} {name}: error: {error}\n(set PROTO_DEBUG=1 to see where)\n")
+        reason = plain_reason(str(error))
+        sys.stderr.write(f"{app.name} {name}: error: {reason}\n(set PROTO_DEBUG=1 to see where)\n")
         return 2
     known = ["list", *_TRAINING, *app.commands]
     sys.stderr.write(f"{app.name}: error: unknown command {name!r}, needed one of {', '.join(known)}\n")
@@ -118,7 +127,7 @@ def _list(app: App, rest: list[str]) -> int:
 
     from proto_core.systems import catalogue
 
-    parser = jsonargparse.ArgumentParser(prog=f"{app.name} list")
+    parser = jsonargparse.ArgumentParser(prog=f"{app.name} list", exit_on_error=False)
     parser.add_argument("--names", action="store_true", help="only the keys, one a line")
     chosen = parser.parse_args(rest)
     systems = catalogue(app.package)
@@ -144,12 +153,13 @@ def _run(app: App, name: str, rest: list[str]) -> int:
     import jsonargparse
 
     command = app.commands[name]
-    parser = jsonargparse.ArgumentParser(prog=f"{app.name} {name}", description=command.help)
+    parser = jsonargparse.ArgumentParser(prog=f"{app.name} {name}", description=command.help, exit_on_error=False)
     command.configure(parser)
     arguments = parser.parse_args(rest)
-    module, function = command.run.split(":")
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    return int(getattr(import_module(module), function)(arguments) or 0)
+    module, name = command.run.split(":")
+    function = getattr(import_module(module), name)
+    with tidy_output():
+        return int(function(arguments) or 0)
 
 
 def instantiate(config: str | Path, overrides: Sequence[str] = ()) -> tuple[Any, Any]:

@@ -7,7 +7,6 @@ import inspect
 import logging
 import sys
 import tempfile
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
@@ -21,8 +20,10 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from proto_core.cli.app import App
+from proto_core.cli.messages import plain_reason
 from proto_core.files import atomic_write, writable_folder
 from proto_core.training import Curriculum, WholeFileCheckpointIO, read_checkpoint
+from proto_core.training.stages import HasStages
 
 __all__ = ["ProtoCLI", "data_from_checkpoint", "data_settings", "find_config", "instantiate", "run", "write_results"]
 
@@ -51,7 +52,7 @@ class WritePredictions(pl.Callback):
     """
 
     def __init__(self, out: Path) -> None:
-        self.out = out
+        self.out, self.written = out, 0
         self.parts: list[dict[str, torch.Tensor]] = []
 
     def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *args: Any) -> None:
@@ -68,11 +69,15 @@ class WritePredictions(pl.Callback):
             dist.all_gather_object(shares, joined)
         if trainer.is_global_zero:
             joined = {key: torch.cat([share[key] for share in shares]) for key in joined}
-            write_predictions(joined, pl_module, trainer.datamodule, self.out)  # type: ignore[attr-defined]
+            self.written = write_predictions(joined, pl_module, trainer.datamodule, self.out)  # type: ignore[attr-defined]
 
 
-def write_predictions(joined: dict[str, torch.Tensor], module: Any, data: Any, out: Path) -> None:
-    """Write probabilities and decisions, one row per sample in data order; Parquet by the ending ``.parquet``."""
+def write_predictions(joined: dict[str, torch.Tensor], module: Any, data: Any, out: Path) -> int:
+    """Write probabilities and decisions, one row per sample in data order; Parquet by the ending ``.parquet``.
+
+    Returns:
+        The number of rows.
+    """
     order = {int(index): row for row, index in reversed(list(enumerate(joined["index"])))}
     rows = [order[index] for index in sorted(order)]
     names = [data.record_ids[index] for index in sorted(order)]
@@ -97,7 +102,7 @@ def write_predictions(joined: dict[str, torch.Tensor], module: Any, data: Any, o
             writer = csv.writer(file)
             writer.writerow(columns)
             writer.writerows(zip(*columns.values()))
-    sys.stdout.write(f"{len(rows)} predictions: {out}\n")
+    return len(rows)
 
 
 def write_results(results: dict[str, Any], out: Path) -> None:
@@ -136,9 +141,20 @@ class ProtoCLI(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """The trainer, with checkpoints that are written whole and hold the run's settings."""
+        """The trainer, with checkpoints that are written whole and hold the run's settings.
+
+        A curriculum writes its own checkpoints: Lightning's come beside them only where they are asked for.
+        """
+        asked = self._get(self.config_init, "trainer", default={})
+        own = any(isinstance(item, pl.callbacks.Checkpoint) for item in _listed(asked.get("callbacks")))
+        if (
+            isinstance(getattr(self, "model", None), HasStages)
+            and asked.get("enable_checkpointing") is None
+            and not own
+        ):
+            kwargs["enable_checkpointing"] = False
         trainer = super().instantiate_trainer(**kwargs)
-        if isinstance(getattr(self, "model", None), pl.LightningModule):
+        if isinstance(self.model, pl.LightningModule):
             trainer.strategy.checkpoint_io = WholeFileCheckpointIO()
         config = self.config[self.subcommand] if self.subcommand else self.config
         plain = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False, skip_validation=True))
@@ -159,8 +175,6 @@ class ProtoCLI(LightningCLI):
             if not path.is_file():
                 log.warning("nothing to resume at %s: training starts from the beginning", path)
             config["ckpt_path"] = str(path) if path.is_file() else None
-        elif config.get("ckpt_path"):
-            read_checkpoint(config["ckpt_path"])
 
     def _out(self, subcommand: str, default: str) -> Path:
         config = self.config_init[subcommand]
@@ -169,8 +183,10 @@ class ProtoCLI(LightningCLI):
         return out
 
     def before_test(self) -> None:
-        """Find out before the work whether the output can be written."""
+        """Find out before the work whether the output can be written; a model's own table replaces Lightning's."""
         self._out("test", "test_metrics.csv")
+        if hasattr(self.model, "test_results"):
+            self.config_init["test"]["verbose"] = False
 
     def after_test(self) -> None:
         """Print and write the figures."""
@@ -180,7 +196,18 @@ class ProtoCLI(LightningCLI):
 
     def before_predict(self) -> None:
         """Collect predictions into a table."""
-        self.trainer.callbacks.append(WritePredictions(self._out("predict", "predictions.csv")))  # type: ignore[attr-defined]
+        self.table = WritePredictions(self._out("predict", "predictions.csv"))
+        self.trainer.callbacks.append(self.table)  # type: ignore[attr-defined]
+        self.config_init["predict"]["return_predictions"] = False
+
+    def after_predict(self) -> None:
+        """Say where the table is."""
+        if self.trainer.is_global_zero:
+            sys.stdout.write(f"{self.table.written} predictions: {self.table.out}\n")
+
+
+def _listed(callbacks: Any) -> list[Any]:
+    return callbacks if isinstance(callbacks, list) else [callbacks]
 
 
 def find_config(app: App | None, name: str) -> Path:
@@ -226,23 +253,29 @@ def run(app: App, subcommand: str, arguments: list[str]) -> int:
     """Run one of LightningCLI's subcommands; test, predict and validate take their settings from the checkpoint."""
     arguments = _find_configs(app, arguments)
     checkpoint = _value(arguments, "--ckpt_path")
-    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter is intended.*")
-    for message in (".*does not have many workers.*", ".*module.s. in eval mode at the start.*", ".*LeafSpec.*"):
-        warnings.filterwarnings("ignore", message=message)
+    known = read_checkpoint(checkpoint) if checkpoint and not (subcommand == "fit" and checkpoint == "last") else {}
+    if subcommand != "fit" and not known and not {"-h", "--help"} & set(arguments):
+        raise ValueError("--ckpt_path: found none, needed a checkpoint that fit has written")
     with tempfile.TemporaryDirectory() as folder:
-        if subcommand != "fit" and checkpoint:
-            settings = read_checkpoint(checkpoint).get("proto_run")
-            if settings:
-                stored = Path(folder) / "stored.yaml"
-                stored.write_text(settings, encoding="utf-8")
-                arguments = ["--config", str(stored), *arguments]
-        ProtoCLI(
-            args=[subcommand, *arguments],
-            save_config_callback=SaveConfigCallback,
-            save_config_kwargs={"overwrite": True},
-            parser_kwargs={"prog": app.name},
-            trainer_defaults={"max_epochs": -1, "num_sanity_val_steps": 0, "logger": subcommand == "fit"},
-        )
+        if subcommand != "fit" and known.get("proto_run"):
+            stored = Path(folder) / "stored.yaml"
+            stored.write_text(known["proto_run"], encoding="utf-8")
+            arguments = ["--config", str(stored), *arguments]
+        del known
+        try:
+            ProtoCLI(
+                args=[subcommand, *arguments],
+                save_config_callback=SaveConfigCallback if subcommand == "fit" else None,
+                save_config_kwargs={"overwrite": True},
+                parser_kwargs={"prog": app.name, "exit_on_error": False}
+                | {name: {"exit_on_error": False} for name in ("fit", "validate", "test", "predict")},
+                trainer_defaults={"max_epochs": -1, "num_sanity_val_steps": 0, "logger": subcommand == "fit"},
+            )
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"--ckpt_path {checkpoint}: the weights do not fit this model ({reason})") from error
     return 0
 
 
@@ -332,5 +365,8 @@ def data_from_checkpoint(path: str | Path, overrides: dict[str, Any] | None = No
     arguments = data["init_args"] | {k: v for k, v in (overrides or {}).items() if v is not None}
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(pl.LightningDataModule, "data")
-    parsed = parser.parse_object({"data": {"class_path": data["class_path"], "init_args": arguments}})
-    return parser.instantiate_classes(parsed).data
+    try:
+        parsed = parser.parse_object({"data": {"class_path": data["class_path"], "init_args": arguments}})
+        return parser.instantiate_classes(parsed).data
+    except (jsonargparse.ArgumentError, ValueError) as error:
+        raise ValueError(f"checkpoint {str(path)!r}, its data: {plain_reason(str(error))}") from error

@@ -141,7 +141,7 @@ class Curriculum(Callback):
         if trainer.max_epochs in (None, -1, 1000):
             trainer.fit_loop.max_epochs = sum(item.max_epochs for item in self.stages)
         if self.weights:
-            pl_module.load_state_dict(read_checkpoint(self.weights)["state_dict"])
+            _load_weights(pl_module, self.weights)
         self._module = pl_module
         enter_stage(pl_module, self.stage)
 
@@ -205,7 +205,8 @@ class Curriculum(Callback):
         trainer.strategy.barrier("best weights are on disk")
         best = read_checkpoint(self.folder / f"{ended.name}.ckpt")
         pl_module.load_state_dict(best["state_dict"])
-        log.info("stage %s ended after %d epochs, best %s %s", ended.name, self.epoch, ended.monitor, self.best)
+        found = "never defined" if self.best is None else f"{self.best:.4f}"
+        log.info("stage %s ended, epochs: %d, best %s: %s", ended.name, self.epoch, ended.monitor, found)
         if ended.project:
             project_with_trainer(trainer, pl_module)
             trainer.save_checkpoint(self.folder / f"{ended.name}.ckpt", weights_only=False)
@@ -250,6 +251,17 @@ def _matches(name: str, pattern: str) -> bool:
     return (
         name == pattern or (pattern.endswith(".*") and name.startswith(pattern[:-1])) or name.startswith(pattern + ".")
     )
+
+
+def _load_weights(module: LightningModule, path: str) -> None:
+    """Weights of a checkpoint that the module agrees to."""
+    checkpoint = read_checkpoint(path)
+    module.on_load_checkpoint(checkpoint)
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"checkpoint {path!r}: the weights do not fit this model ({reason})") from error
 
 
 def _fresh_optimizers(trainer: Trainer, module: LightningModule) -> None:

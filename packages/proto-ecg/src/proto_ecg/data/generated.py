@@ -37,9 +37,11 @@ class GeneratedECG(PTBXL):
         cache_dir: where files and decoded signals are kept.
         decode_workers: processes of the first pass.
         quiet: no progress bar in the first pass.
+        root: where the folder of ``keep_data`` is now, if it moved; nothing is written there.
 
     Raises:
-        ValueError: ``num_records`` below 1, or ``keep_data`` holds other files or cannot be written to.
+        ValueError: ``num_records`` below 1, ``keep_data`` holds other files or cannot be written to, or ``root`` is no
+            folder of generated files.
     """
 
     def __init__(
@@ -57,9 +59,13 @@ class GeneratedECG(PTBXL):
         cache_dir: str | Path | None = None,
         decode_workers: int | None = None,
         quiet: bool = False,
+        root: str | Path | None = None,
     ) -> None:
         if num_records < 1:
             raise ValueError(f"num_records: found {num_records}, needed 1 or more")
+        if root is not None and not (Path(root).expanduser() / _MARK).is_file():
+            raise ValueError(f"root: found no {_MARK} in {root}, needed a folder that keep_data wrote")
+        keep_data = keep_data if root is None else root
         self.settings: dict[str, Any] = {
             "num_records": num_records,
             "sampling_rate": sampling_rate,
