@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 import time
@@ -144,3 +145,13 @@ def test_library_code_is_finished():
         if "TODO" in line or "FIXME" in line
     ]
     assert not marks, f"finish these: {marks}"
+
+
+@pytest.mark.skipif(os.environ.get("PROTO_SHAPE_CHECKS") != "1", reason="PROTO_SHAPE_CHECKS=1 switches the check on")
+def test_wrong_shapes_are_caught_where_the_check_is_on():
+    import torch
+
+    from proto_core.distances import cosine_similarity
+
+    with pytest.RaisesExc(TypeError):
+        cosine_similarity(torch.zeros(2, 3), torch.zeros(2, 4))

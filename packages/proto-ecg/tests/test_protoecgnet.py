@@ -328,3 +328,19 @@ def test_bad_arguments_are_named():
         net.explain(batch(2).signal, ["a"])
     with pytest.raises(ValueError, match="rounds"):
         small(schedule=Schedule(rounds=0))
+
+
+def test_branches_without_add_on_have_stages_that_train_what_there_is():
+    net = ProtoECGNet(
+        Branch1d(1, proto_dim=128, backbone="resnet1d10_narrow", add_on="identity"),
+        Branch2d(1, proto_dim=16, backbone="resnet10_narrow"),
+        None,
+        label_names=["SR", "NORM"],
+        branch_labels={"rhythm": ["SR"], "morphology": ["NORM"]},
+    )
+    for stage in net.stages:
+        enter_stage(net, stage)
+        assert any(parameter.requires_grad for parameter in net.parameters())
+    patterns = {stage.name: stage.train for stage in net.stages}
+    assert "rhythm.add_on.*" not in patterns["rhythm.joint"]
+    assert "morphology.add_on.*" in patterns["morphology.joint"]

@@ -110,8 +110,8 @@ def _population(arguments: Any, diagnoses: pd.DataFrame) -> _Population:
         for i, patient in enumerate(patients):
             first.setdefault(patient, i)
         records, persons, patients = ([values[i] for i in first.values()] for values in (records, persons, patients))
-    preprocessing: dict[str, Any] = {name: settings[name] for name in ("remove_baseline", "cache_dir") if name in settings}
-    return _Population(root, records, persons, by, patients, preprocessing)
+    kept: dict[str, Any] = {name: settings[name] for name in ("remove_baseline", "cache_dir") if name in settings}
+    return _Population(root, records, persons, by, patients, kept)
 
 
 def _run_network(network: ProtoECGNet, people: _Population, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ name passes only the prototypes to the optimiser), and projection always ends it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,12 +47,15 @@ class Schedule:
     l1: float = 1e-4
 
 
-def protoecgnet_stages(branches: Sequence[str], schedule: Schedule) -> list[Stage]:
+def protoecgnet_stages(
+    branches: Sequence[str], schedule: Schedule, without_add_on: Collection[str] = ()
+) -> list[Stage]:
     """Stages ``<branch>.pretrain``, ``<branch>.joint`` (``.joint2`` ...), ``<branch>.classifier`` and ``fusion``.
 
     Args:
         branches: names of the branches that there are, in order.
         schedule: epochs and rates; stages with 0 epochs are in the list and left out of the run.
+        without_add_on: the branches whose features are the backbone's own.
 
     Raises:
         ValueError: fewer than one round.
@@ -79,7 +82,8 @@ def protoecgnet_stages(branches: Sequence[str], schedule: Schedule) -> list[Stag
             stages.append(stage(f"{branch}.pretrain", train, schedule.pretrain_epochs, schedule.lr))
         for turn in range(1, schedule.rounds + 1):
             name = f"{branch}.joint{turn if turn > 1 else ''}"
-            train = [f"{branch}.backbone.*", f"{branch}.add_on.*", f"{branch}.layer.prototypes"]
+            train = [f"{branch}.backbone.*", f"{branch}.layer.prototypes"]
+            train += [] if branch in without_add_on else [f"{branch}.add_on.*"]
             stages.append(stage(name, train, schedule.joint_epochs, schedule.lr, project=True))
         train = [f"{branch}.classifier.*"]
         stages.append(stage(f"{branch}.classifier", train, schedule.classifier_epochs, schedule.classifier_lr))

@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["StoresECGNet"]
 
 _FORMAT = 1
+
+Net = TypeVar("Net", bound="StoresECGNet")
 
 
 class StoresECGNet:
@@ -40,7 +42,7 @@ class StoresECGNet:
         }
 
     @classmethod
-    def from_settings(cls, settings: dict[str, Any]) -> Self:
+    def from_settings(cls: type[Net], settings: dict[str, Any]) -> Net:
         """Build an untrained network from :meth:`settings`.
 
         Raises:
@@ -96,7 +98,7 @@ class StoresECGNet:
                 raise ValueError(f"checkpoint: trained with {key} {found[key]}, this model has {own[key]}")
 
     @classmethod
-    def from_checkpoint(cls, path: str | os.PathLike[str]) -> Self:
+    def from_checkpoint(cls: type[Net], path: str | os.PathLike[str]) -> Net:
         """Rebuild a network, with its cases and thresholds, from a checkpoint alone (in evaluation mode).
 
         Raises:
@@ -125,7 +127,7 @@ class StoresECGNet:
         return folder
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
+    def from_pretrained(cls: type[Net], folder: str | os.PathLike[str]) -> Net:
         """Read back what :meth:`save_pretrained` wrote; the same logits to the bit.
 
         Raises:

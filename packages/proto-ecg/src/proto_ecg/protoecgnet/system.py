@@ -168,7 +168,8 @@ class ProtoECGNet(ExplainsECG, StoresECGNet, LightningModule):
         self.val_scores, self.test_scores = MacroAUROC(), MacroAUROC()
         self.test_results: dict[str, Any] = {}
         self.stage: Stage | None = None
-        self.stages = protoecgnet_stages(self.branch_names, schedule)
+        plain = [name for name in self.branch_names if isinstance(self.branch(name).add_on, nn.Identity)]
+        self.stages = protoecgnet_stages(self.branch_names, schedule, without_add_on=plain)
         for name in self.branch_names:
             self.branch(name).requires_grad_(False)
         self.pretrain_heads.requires_grad_(False)
