@@ -127,7 +127,7 @@ def _list(app: App, rest: list[str]) -> int:
 
     from proto_core.systems import catalogue
 
-    parser = jsonargparse.ArgumentParser(prog=f"{app.name} list", exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(prog=f"{app.name} list", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--names", action="store_true", help="only the keys, one a line")
     chosen = parser.parse_args(rest)
     systems = catalogue(app.package)
@@ -153,7 +153,9 @@ def _run(app: App, name: str, rest: list[str]) -> int:
     import jsonargparse
 
     command = app.commands[name]
-    parser = jsonargparse.ArgumentParser(prog=f"{app.name} {name}", description=command.help, exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(
+        prog=f"{app.name} {name}", description=command.help, exit_on_error=False, allow_abbrev=False
+    )
     command.configure(parser)
     arguments = parser.parse_args(rest)
     module, name = command.run.split(":")

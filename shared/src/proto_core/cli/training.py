@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _LINKS = ("label_names", "branch_labels", "num_samples", "sampling_rate", "num_classes", "class_names")
 """Attributes of a data module that become arguments of a model that has an argument of that name."""
+_SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
 class KeepSettings(pl.Callback):
@@ -262,13 +263,13 @@ def run(app: App, subcommand: str, arguments: list[str]) -> int:
             stored.write_text(known["proto_run"], encoding="utf-8")
             arguments = ["--config", str(stored), *arguments]
         del known
+        strict = {"exit_on_error": False, "allow_abbrev": False}
         try:
             ProtoCLI(
                 args=[subcommand, *arguments],
                 save_config_callback=SaveConfigCallback if subcommand == "fit" else None,
                 save_config_kwargs={"overwrite": True},
-                parser_kwargs={"prog": app.name, "exit_on_error": False}
-                | {name: {"exit_on_error": False} for name in ("fit", "validate", "test", "predict")},
+                parser_kwargs={"prog": app.name, **strict} | dict.fromkeys(_SUBCOMMANDS, strict),
                 trainer_defaults={"max_epochs": -1, "num_sanity_val_steps": 0, "logger": subcommand == "fit"},
             )
         except RuntimeError as error:

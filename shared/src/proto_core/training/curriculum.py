@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -230,6 +231,7 @@ class Curriculum(Callback):
             "halvings": self.halvings,
             "finished": self.finished,
             "history": self.history,
+            "random": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -245,6 +247,16 @@ class Curriculum(Callback):
         self.halvings, self.history = state_dict["halvings"], list(state_dict["history"])
         if self._module is not None:
             enter_stage(self._module, self.stage)
+        _restore_random(state_dict.get("random", ()))
+
+
+def _restore_random(states: Sequence[torch.Tensor]) -> None:
+    """Go on with the random numbers (order of records, dropout) where the checkpoint stood: CPU, then each GPU."""
+    if not states:
+        return
+    torch.set_rng_state(states[0].cpu())
+    for device, state in enumerate(states[1 : 1 + torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state.cpu(), device)
 
 
 def _matches(name: str, pattern: str) -> bool:

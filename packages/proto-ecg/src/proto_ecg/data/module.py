@@ -201,6 +201,10 @@ class ECGDataModule(LightningDataModule, ABC):
         self._cached: CachedSignals | None = None
         self._targets: Tensor | None = None
 
+    def __str__(self) -> str:
+        """Source, place and number of labels; reads no file, where Lightning's would decode every record."""
+        return f"{type(self).__name__}({str(self.root)!r}, {len(self.label_names)} labels)"
+
     @abstractmethod
     def read_table(self) -> ECGTable:
         """The source's records, targets and folds; reads no signal."""
