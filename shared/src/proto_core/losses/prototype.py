@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from proto_core.distributed import joint_mean
 from proto_core.losses.extremum import masked_maximum
@@ -299,7 +300,7 @@ def prototype_gram(prototypes: Shaped[Tensor, "P *features"]) -> Float[Tensor, "
 
 def diversity_of_gram(gram: Float[Tensor, "P P"]) -> Float[Tensor, ""]:
     """:class:`DiversityLoss` of the prototypes' cosines."""
-    return (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).square().mean()
+    return F.mse_loss(gram, torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
 
 
 def contrastive_of_gram(
@@ -319,8 +320,9 @@ def contrastive_of_gram(
     with no_autocast(gram), torch.no_grad():
         identity = class_identity.to(gram)
         related = identity @ cooccurrence.to(gram) @ identity.T
-        unrelated = 1 - related
-        weight = related / (related.sum() + eps) - unrelated / (unrelated.sum() + eps)
+        together = 1 / (related.sum() + eps)
+        apart = 1 / ((1 - related).sum() + eps)
+        weight = related.mul_(together + apart).sub_(apart)
     return -(gram.clamp(-1 + eps, 1 - eps) * weight).sum() / prototypes**0.5
 
 

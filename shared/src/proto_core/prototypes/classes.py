@@ -54,6 +54,8 @@ def check_class_identity(class_identity: Tensor) -> None:
     """
     if class_identity.ndim != 2:
         raise ValueError(f"class_identity: found shape {tuple(class_identity.shape)}, needed [P, C]")
+    if bool(class_identity.any(dim=1).all()):
+        return
     empty = (class_identity != 0).any(dim=1).logical_not().nonzero().flatten().tolist()
     if empty:
         raise ValueError(f"class_identity: prototype {empty[0]} stands for no class ({len(empty)} such rows)")
@@ -69,6 +71,9 @@ def init_classifier_weight(
         correct: weight from a prototype to each of its classes.
         incorrect: weight to all other classes.
 
+    Returns:
+        In the class identity's precision; float32 where that is bool or integer.
+
     Raises:
         ValueError: not ``[P, C]``, or a prototype without a class.
 
@@ -79,4 +84,5 @@ def init_classifier_weight(
     """
     check_class_identity(prototype_class)
     own = prototype_class.T != 0
-    return torch.where(own, correct, incorrect).to(prototype_class.dtype)
+    dtype = prototype_class.dtype if prototype_class.is_floating_point() else torch.float32
+    return torch.full(own.shape, incorrect, dtype=dtype, device=own.device).masked_fill_(own, correct)

@@ -2,7 +2,8 @@
 
 A prototype is replaced by the most similar training feature among the samples that carry at least one of its classes,
 and remembers that sample as its case. Memory is that of one batch and one candidate per prototype, whatever the size
-of the training set. Strictly better is needed to replace, so the first sample wins ties, on one process or many.
+of the training set. Strictly better is needed to replace, so the first sample wins ties, on one process or many; what
+differs by the rounding of a matrix product, as two copies of a record do, is a tie.
 
 Source: "push" of ProtoPNet-type networks; ProtoECGNet (arXiv 2504.08713), projection stage.
 """
@@ -36,6 +37,14 @@ class Projection(NamedTuple):
     sample_index: Tensor
     position: Tensor
     similarity: Tensor
+
+
+_ROUNDING = {torch.float32: 1e-6, torch.float64: 1e-13}
+
+
+def _reach(best: Tensor) -> Tensor:
+    """The lowest similarity that is as good as ``best``, but for rounding."""
+    return best - _ROUNDING[best.dtype] * best.abs().clamp_min(1)
 
 
 class CaseSearch:
@@ -86,11 +95,13 @@ class CaseSearch:
         scores = scores.to(self.similarity.dtype).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
         masked = scores.masked_fill(~eligible.unsqueeze(-1), -torch.inf)
         flat = masked.transpose(0, 1).reshape(len(active), samples * positions)
-        best, where = flat.max(dim=1)
+        where = (flat >= _reach(flat.amax(dim=1, keepdim=True))).to(torch.uint8).argmax(dim=1)
+        best = flat.gather(1, where.unsqueeze(1)).squeeze(1)
         rows, places = where // positions, where % positions
         index = sample_index.to(self.sample_index.device)[rows]
         known, known_index = self.similarity[active], self.sample_index[active]
-        better = (best > known) | ((best == known) & (best > -torch.inf) & (index < known_index))
+        tied = (best >= _reach(known)) & (best > -torch.inf) & (index < known_index)
+        better = (_reach(best) > known) | tied
         target = active[better]
         self.similarity[target] = best[better]
         self.sample_index[target] = index[better]
@@ -110,14 +121,14 @@ class CaseSearch:
         similarity = torch.stack([key[0] for key in keys])
         index = torch.stack([key[1] for key in keys])
         top = similarity.max(dim=0).values
-        order = torch.where(similarity == top, index, torch.iinfo(torch.long).max)
+        order = torch.where(similarity >= _reach(top), index, torch.iinfo(torch.long).max)
         winner = order.argmin(dim=0)
         everyone = torch.arange(len(winner), device=winner.device)
         mine = (winner == dist.get_rank()).reshape(-1, *[1] * (self.vectors.ndim - 1))
         vectors = torch.where(mine, self.vectors, torch.zeros_like(self.vectors)).contiguous()
         dist.all_reduce(vectors)
         self.vectors = vectors
-        self.similarity, self.sample_index = top, index[winner, everyone]
+        self.similarity, self.sample_index = similarity[winner, everyone], index[winner, everyone]
         self.position = torch.stack([key[2] for key in keys])[winner, everyone]
 
     def result(self) -> Projection:

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from proto_core.precision import full_precision, no_autocast
 from proto_core.prototypes.layers import PrototypeLayer
@@ -33,8 +34,8 @@ __all__ = [
 Pooling = Literal["mean", "max", "topk"]
 
 
-def _windows(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
-    """Windows ``[N, K, F*W]`` of the features and flattened prototypes ``[P, F*W]``, in float32 at least."""
+def _steps(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+    """Feature sequences ``[N, F, T]`` and flattened prototypes ``[P, F*W]``, in float32 at least."""
     if features.ndim != 4 or prototypes.ndim != 4 or features.shape[1:3] != prototypes.shape[1:3]:
         raise ValueError(
             f"needed features [N, F, 1, T] and prototypes [P, F, 1, W], found {tuple(features.shape)} and "
@@ -45,10 +46,13 @@ def _windows(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
     width = prototypes.shape[3]
     if width > features.shape[3]:
         raise ValueError(f"window of {width} steps is longer than the feature map of {features.shape[3]} steps")
-    features, prototypes = full_precision(features), full_precision(prototypes)
-    # n samples, f channels, k windows, w steps
-    windows = features.squeeze(2).unfold(-1, width, 1).permute(0, 2, 1, 3).flatten(2)
-    return windows, prototypes.flatten(1)
+    return full_precision(features).squeeze(2), full_precision(prototypes).flatten(1)
+
+
+def _windows(features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+    """Windows ``[N, K, F*W]`` of the features and flattened prototypes ``[P, F*W]``, in float32 at least."""
+    steps, flat = _steps(features, prototypes)
+    return steps.unfold(-1, prototypes.shape[3], 1).permute(0, 2, 1, 3).flatten(2), flat
 
 
 def _scale(prototypes: Tensor) -> float:
@@ -87,10 +91,17 @@ def mean_window_similarity(
         ValueError: as :func:`window_similarity`.
     """
     with no_autocast(features):
-        a, b = _windows(features, prototypes)
-        mean_window = torch.einsum("nkd,nk->nd", a, (a.square().sum(-1) + eps).rsqrt()) / a.shape[1]
-        b_unit = b / (b.square().sum(-1, keepdim=True) + eps).sqrt()
-        return _scale(prototypes) * mean_window @ b_unit.T
+        steps, b = _steps(features, prototypes)
+        width = prototypes.shape[3]
+        places = steps.shape[2] - width + 1
+        # squared norm of each window, from the squared norms of its steps
+        squared = steps.square().sum(1).unfold(1, width, 1).sum(-1)
+        share = (squared + eps).rsqrt() / places
+        # spread[n, t, w] = share[n, t - w]: what step t of the sequence adds to step w of the mean normalised window
+        spread = F.pad(share, (width - 1, width - 1)).unfold(1, width, 1).flip(-1)
+        mean_window = (steps @ spread).flatten(1)
+        b_norm = (b.square().sum(-1) + eps).rsqrt()
+        return mean_window @ b.T * (_scale(prototypes) * b_norm)
 
 
 def window_l2_distance(
@@ -98,19 +109,21 @@ def window_l2_distance(
 ) -> Float[Tensor, "N P K"]:
     """Euclidean distance of every prototype to every window; the gradient at distance 0 is 0.
 
+    Differences are taken before they are squared: a projected prototype is at distance 0 from its own window, where
+    :func:`log_similarity` is steepest and the rounding of ``|a|^2 + |b|^2 - 2 <a, b>`` would halve it.
+
     Raises:
         ValueError: as :func:`window_similarity`.
     """
     with no_autocast(features):
         a, b = _windows(features, prototypes)
-        squared = a.square().sum(-1).unsqueeze(1) + b.square().sum(-1)[None, :, None]
-        squared = squared - 2 * torch.einsum("nkd,pd->npk", a, b)
-        positive = squared > 0
-        return torch.where(positive, torch.where(positive, squared, 1.0).sqrt(), 0.0)
+        distance = torch.cdist(a.flatten(0, 1), b, compute_mode="donot_use_mm_for_euclid_dist")
+        return distance.unflatten(0, a.shape[:2]).transpose(1, 2)
 
 
 def log_similarity(d: Tensor, eps: float = 1e-4) -> Tensor:
     """``log((d + 1) / (d + eps))``: a similarity that falls with the distance ``d >= 0`` (ProtoPNet's)."""
+    d = full_precision(d)
     return ((d + 1) / (d + eps)).log()
 
 
