@@ -156,7 +156,7 @@ def merge(
         for row in old
         if row.verdict != NOT_RUN
         and (row.key, row.metric) not in measured
-        and (row.key in unfinished or (not whole and row.key not in ran))
+        and ((row.key in unfinished and row.verdict != ERROR) or (not whole and row.key not in ran))
     ]
     rows = [*new, *kept]
     idle = set(sentences) - {row.key for row in rows}
