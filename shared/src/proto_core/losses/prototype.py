@@ -320,9 +320,9 @@ def contrastive_of_gram(
     with no_autocast(gram), torch.no_grad():
         identity = class_identity.to(gram)
         related = identity @ cooccurrence.to(gram) @ identity.T
-        together = 1 / (related.sum() + eps)
-        apart = 1 / ((1 - related).sum() + eps)
-        weight = related.mul_(together + apart).sub_(apart)
+        unrelated = 1 - related
+        # each by its own sum: where all is related, 1 / (0 + eps) must meet zeros, not the rounding of a difference
+        weight = related.div_(related.sum() + eps).sub_(unrelated.div_(unrelated.sum() + eps))
     return -(gram.clamp(-1 + eps, 1 - eps) * weight).sum() / prototypes**0.5
 
 
