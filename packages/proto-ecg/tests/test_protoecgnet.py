@@ -95,19 +95,23 @@ def test_feature_length_is_what_the_backbones_make(length, steps):
 
 
 def test_row_convolution_equals_the_whole_kernel():
-    """torchvision's own ResNet-18 on the same weights, stem replaced as the card says, gives the same map."""
+    """torchvision's own ResNet-18, stem replaced as the card says, gives the same map; its 3x3 weights load."""
     from torchvision.models import resnet18
 
     torch.manual_seed(0)
-    ours = ResNet2d("resnet18").eval()
-    theirs = resnet18()
+    ours, theirs = ResNet2d("resnet18").eval(), resnet18()
     theirs.conv1 = torch.nn.Conv2d(1, 64, (12, 7), (1, 2), (0, 3), bias=False)
-    theirs.load_state_dict(ours.state_dict(), strict=False)
+    ours.load_state_dict({key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")})
     theirs.avgpool, theirs.fc = torch.nn.Identity(), torch.nn.Identity()
     theirs.eval()
     x = torch.randn(2, 1, 12, 1000)
     with torch.no_grad():
         torch.testing.assert_close(ours(x).flatten(1), theirs(x), rtol=1e-4, atol=1e-5)
+
+
+def test_2d_backbone_names_another_number_of_leads():
+    with pytest.raises(ValueError, match=r"found shape \(1, 1, 8, 100\), needed \[N, 1, 12, L\]"):
+        ResNet2d("resnet10_narrow")(torch.randn(1, 1, 8, 100))
 
 
 def test_1d_backbone_shape_and_unknown_name():

@@ -2,11 +2,15 @@
 
 Source: ProtoECGNet (arXiv 2504.08713), section on the branches; He et al. 2016 for the residual block.
 Differences from the authors' code: after the stem the 2D map is one row high, so a 3x3 convolution with padding 1 sees
-zeros above and below; only the middle row of its kernel is multiplied here, which gives the same values for a third of
-the work. Pretrained stem weights are the RGB mean of the 7x7 kernel resampled to 12x7, not a mean of random weights.
+zeros above and below; kernels here have only the middle row, which gives the same values with a third of the weights
+(3x3 kernels are cut when they are loaded). Pretrained stem weights are the RGB mean of the 7x7 kernel resampled to
+12x7, not a mean of random weights.
 """
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -108,12 +112,20 @@ class ResNet1d(nn.Module):
 
 
 class _RowConv2d(nn.Conv2d):
-    """A 3x3 convolution, padding 1, of a map that is one row high: only the middle kernel row meets data."""
+    """The middle row of a 3x3 convolution, all that meets data on a map one row high; takes 3x3 weights too."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[2] != 1:
-            return super().forward(x)
-        return F.conv2d(x, self.weight[:, :, 1:2], self.bias, (1, self.stride[1]), (0, 1), 1, self.groups)
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__(inputs, outputs, (1, 3), (1, stride), (0, 1), bias=False)
+
+    def reset_parameters(self) -> None:
+        """As the rows of 3x3 kernels are drawn (He, fan out)."""
+        nn.init.normal_(self.weight, std=math.sqrt(2 / (9 * self.out_channels)))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        weight = state_dict.get(prefix + "weight")
+        if weight is not None and weight.shape[2:] == (3, 3):
+            state_dict[prefix + "weight"] = weight[:, :, 1:2]
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class _Block2d(nn.Module):
@@ -121,13 +133,15 @@ class _Block2d(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = _RowConv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.conv1 = _RowConv2d(inputs, outputs, stride)
         self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = _RowConv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.conv2 = _RowConv2d(outputs, outputs, 1)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, (1, stride), bias=False), nn.BatchNorm2d(outputs)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
@@ -137,7 +151,7 @@ class _Block2d(nn.Module):
 class ResNet2d(nn.Module):
     """Residual network over leads x time whose stem collapses the leads; keeps the time axis.
 
-    Parameter names are torchvision's, so its weights load.
+    Parameter names are torchvision's, so its weights load (of each 3x3 kernel the middle row).
 
     Args:
         name: a key of :data:`BACKBONES_2D`.
@@ -149,7 +163,7 @@ class ResNet2d(nn.Module):
         ``[N, 1, leads, L]`` -> ``[N, out_channels, 1, T]``, ``T = feature_length(L)``.
 
     Raises:
-        ValueError: unknown name, or ``pretrained`` for a backbone without published weights.
+        ValueError: unknown name, ``pretrained`` for a backbone without published weights, or another number of leads.
     """
 
     layer1: nn.Sequential
@@ -176,7 +190,7 @@ class ResNet2d(nn.Module):
             inputs = outputs
         self.dropout = nn.Dropout(dropout)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and not isinstance(module, _RowConv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if pretrained:
             self._load_imagenet(name, leads)
@@ -193,6 +207,8 @@ class ResNet2d(nn.Module):
 
     def forward(self, x: Float[Tensor, "N 1 leads L"]) -> Float[Tensor, "N D 1 T"]:
         """Feature sequence of each record."""
+        if x.shape[2] != self.conv1.kernel_size[0]:
+            raise ValueError(f"x: found shape {tuple(x.shape)}, needed [N, 1, {self.conv1.kernel_size[0]}, L]")
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.layer4(self.dropout(x))
