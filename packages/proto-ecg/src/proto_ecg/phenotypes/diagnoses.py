@@ -126,8 +126,10 @@ def link_admissions(records: pd.DataFrame, admissions: pd.DataFrame, diagnoses: 
         if missing:
             raise ValueError(f"{name}: found columns {list(table.columns)}, needed also {missing}")
     joined = records.merge(admissions[["subject_id", "hadm_id", "admittime", "dischtime"]], on="subject_id")
-    time = pd.to_datetime(joined["ecg_time"])
-    inside = (pd.to_datetime(joined["admittime"]) <= time) & (time <= pd.to_datetime(joined["dischtime"]))
+    time, start, stop = (
+        pd.to_datetime(joined[name], format="ISO8601") for name in ("ecg_time", "admittime", "dischtime")
+    )
+    inside = (start <= time) & (time <= stop)
     joined = joined[inside].assign(_time=time[inside]).sort_values(["_time", "study_id"], kind="stable")
     first = joined.drop_duplicates("hadm_id").drop(columns=["_time", "admittime", "dischtime"])
     return first.merge(diagnoses[["hadm_id", "icd_code", "icd_version"]], on="hadm_id").reset_index(drop=True)

@@ -1,0 +1,339 @@
+"""The phenotype analysis where data is poor or wrong: unfitted cells, bad input, diagnosis codes and files."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from proto_ecg.phenotypes import (
+    PrototypePhenotyper,
+    PrototypeSet,
+    adjust_p_values,
+    class_activation,
+    diagnosis_matrix,
+    fit_phecode_predictor,
+    intra_class_distance,
+    link_admissions,
+    load_diagnoses,
+    load_phecode_map,
+    load_rollup_map,
+    logistic_association,
+    map_to_phecodes,
+    normalize_icd,
+    phecode_auc,
+    phecode_matrix,
+    phenotype_study,
+)
+
+STATISTICS = ("beta", "se", "z", "p_value", "odds_ratio", "ci_low", "ci_high", "p_adjusted")
+
+
+def made(rows=200, seed=0):
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=(rows, 2))
+    return scores, (scores[:, :1] + rng.normal(size=(rows, 1)) > 0).astype(float)
+
+
+def assert_not_fitted(table, p, k):
+    for name in STATISTICS:
+        assert np.isnan(getattr(table, name)[p, k]), name
+    assert not table.significant[p, k]
+
+
+def test_too_few_cases_or_controls_are_not_fitted_but_ranked():
+    scores, sick = made()
+    few = np.zeros_like(sick)
+    few[:19] = 1
+    many = 1 - few
+    table = PrototypePhenotyper().fit(scores, np.hstack([sick, few, many]))
+    for k in (1, 2):
+        for p in (0, 1):
+            assert_not_fitted(table, p, k)
+            assert np.isfinite(table.auc[p, k])
+    assert table.n_cases.tolist()[1:] == [19, 181]
+    assert np.isfinite(table.beta[:, 0]).all()
+    enough = few.copy()
+    enough[19] = 1
+    assert np.isfinite(PrototypePhenotyper().fit(scores, enough).beta).all()
+
+
+def test_unfitted_cells_do_not_count_in_the_correction():
+    scores, sick = made()
+    few = np.zeros_like(sick)
+    few[0] = 1
+    alone = PrototypePhenotyper().fit(scores, sick)
+    both = PrototypePhenotyper().fit(scores, np.hstack([sick, few]))
+    np.testing.assert_array_equal(both.p_adjusted[:, 0], alone.p_adjusted[:, 0])
+
+
+def test_constant_activation_is_not_fitted():
+    scores, sick = made()
+    scores[:, 1] = 0.7
+    table = PrototypePhenotyper().fit(scores, sick)
+    assert_not_fitted(table, 1, 0)
+    assert table.auc[1, 0] == 0.5
+    assert np.isfinite(table.beta[0, 0])
+
+
+def test_perfect_separation_is_not_fitted_but_ranked():
+    scores, _ = made()
+    sick = (scores[:, :1] > 0).astype(float)
+    table = PrototypePhenotyper().fit(scores, sick)
+    assert_not_fitted(table, 0, 0)
+    assert table.auc[0, 0] == 1.0
+    assert np.isfinite(table.beta[1, 0])
+
+
+def test_covariate_equal_to_the_activation_is_not_fitted():
+    scores, sick = made()
+    table = PrototypePhenotyper().fit(scores, sick, scores[:, :1])
+    assert_not_fitted(table, 0, 0)
+    assert np.isfinite(table.beta[1, 0])
+
+
+def test_one_class_only_has_no_auc():
+    scores, _ = made()
+    found = phecode_auc(scores, np.zeros((200, 1)))
+    assert np.isnan(found).all()
+
+
+def test_missing_outcomes_are_dropped_per_phecode():
+    scores, sick = made()
+    sick[:60] = np.nan
+    table = PrototypePhenotyper(standardize=False).fit(scores, sick)
+    kept = PrototypePhenotyper(standardize=False).fit(scores[60:], sick[60:])
+    np.testing.assert_allclose(table.beta, kept.beta, rtol=1e-8)
+    assert table.n_cases[0] + table.n_controls[0] == 140
+    # standardised: mean and deviation are those of all rows, also of those without outcome
+    whole = PrototypePhenotyper().fit(scores, sick)
+    np.testing.assert_allclose(whole.beta[:, 0], table.beta[:, 0] * scores.std(axis=0), rtol=1e-8)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s, y: PrototypePhenotyper("holm"), "correction: found 'holm', needed one of"),
+        (lambda s, y: PrototypePhenotyper(alpha=1.5), "alpha: found 1.5"),
+        (lambda s, y: PrototypePhenotyper(min_cases=-1), "min_cases: found -1, needed 0 or more"),
+        (lambda s, y: PrototypePhenotyper().fit(s, y[:-1]), "phecodes: found 199 rows, needed 200"),
+        (lambda s, y: PrototypePhenotyper().fit(s, y + 1), "phecodes, column 0: found 2.0, needed 0, 1 or NaN"),
+        (lambda s, y: PrototypePhenotyper().fit(s, y, np.full((200, 1), np.nan)), "covariates: found nan"),
+        (lambda s, y: PrototypePhenotyper().fit(s, y, s[:-1]), "covariates: found 199 rows, needed 200"),
+        (lambda s, y: PrototypePhenotyper().fit(s[:, :0], y), r"activations: found shape \[200, 0\]"),
+        (lambda s, y: PrototypePhenotyper().fit(s, y[:, :0]), r"phecodes: found shape \[200, 0\]"),
+        (lambda s, y: PrototypePhenotyper().fit(np.where(s > 1, np.inf, s), y), "activations: found inf"),
+        (lambda s, y: logistic_association(s[:, 0], y[:-1, 0]), r"y: found shape \[199\], needed \[200\]"),
+        (lambda s, y: adjust_p_values(np.array([0.5]), "holm"), "found 'holm', needed one of"),
+        (lambda s, y: adjust_p_values(np.array([1.5])), "p: found values from 1.5 to 1.5"),
+        (lambda s, y: class_activation(s, np.eye(2), "sum"), "reduce: found 'sum', needed 'max' or 'mean'"),
+        (lambda s, y: class_activation(s, np.eye(3)), "prototype_class: found 3 rows, needed 2"),
+        (lambda s, y: intra_class_distance(s[:2], np.eye(2), "manhattan"), "metric: found 'manhattan'"),
+        (lambda s, y: fit_phecode_predictor(s, y[:, 0], ["one"] * 200), "patient_ids: found 1 patient"),
+        (lambda s, y: fit_phecode_predictor(s, y[:, 0] * 0, range(200)), "one class only"),
+    ],
+)
+def test_bad_input_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(*made())
+
+
+@pytest.mark.parametrize(
+    ("code", "version", "normal"),
+    [
+        ("I4891", 10, "I48.91"),
+        (" i48.0 ", 10, "I48.0"),
+        ("I10", 10, "I10"),
+        ("42731", 9, "427.31"),
+        ("V4501", 9, "V45.01"),
+        ("E8790", 9, "E879.0"),
+        ("E879", 9, "E879"),
+        ("E119", 10, "E11.9"),
+        ("0389", 9, "038.9"),
+    ],
+)
+def test_icd_codes_get_their_dot(code, version, normal):
+    assert normalize_icd(code, version) == normal
+
+
+def test_other_icd_versions_are_refused():
+    with pytest.raises(ValueError, match="version: found 11, needed 9 or 10"):
+        normalize_icd("I48", 11)
+
+
+MAP = """vocabulary_id,code,phecode
+ICD10CM,I48.91,427.21
+ICD10CM,I48.0,427.21
+ICD9CM,427.31,427.21
+ICD10CM,I50.9,428.1
+ICD10CM,A41.9,038
+ICD10CM,A41.9,994.2
+ICD10CM,Z00.0,
+ICD10CM,E10.2,250.41
+"""
+ROLLUP = """code,phecode_unrolled
+427.21,427.21
+427.21,427.2
+427.21,427
+428.1,428.1
+428.1,428
+038,038
+994.2,994.2
+250.41,250.41
+250.41,250.4
+"""
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "map.csv").write_text(MAP)
+    (tmp_path / "rollup.csv").write_text(ROLLUP)
+    return tmp_path
+
+
+def test_map_of_three_columns(files):
+    found = load_phecode_map(files / "map.csv")
+    assert found["ICD10CM", "I48.91"] == found["ICD9CM", "427.31"] == {"427.21"}
+    assert found["ICD10CM", "A41.9"] == {"038", "994.2"}
+    assert not found.get(("ICD10CM", "Z00.0"))
+
+
+def test_map_of_eight_columns_in_cp1252(tmp_path):
+    header = "icd10cm,icd10cm_str,phecode,phecode_str,exclude_range,exclude_name,leaf,rollup"
+    rows = ["I48.91,Flutter – unspecified,427.21,Atrial fibrillation,426-427.99,x,1,1", "M35.2,Behçet,008,b,1-9,x,1,1"]
+    (tmp_path / "icd10.csv").write_bytes("\n".join([header, *rows]).encode("cp1252"))
+    found = load_phecode_map(tmp_path / "icd10.csv")
+    assert found == {("ICD10CM", "I48.91"): {"427.21"}, ("ICD10CM", "M35.2"): {"008"}}
+
+
+def test_files_with_other_columns_are_named(tmp_path):
+    (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
+    for load in (load_phecode_map, load_rollup_map):
+        with pytest.raises(ValueError, match=r"bad\.csv.*found columns \['a', 'b'\]"):
+            load(tmp_path / "bad.csv")
+        with pytest.raises(ValueError, match="no such file"):
+            load(tmp_path / "none.csv")
+
+
+def test_rollup_follows_the_file_and_not_the_decimals(files):
+    mapped, rollup = load_phecode_map(files / "map.csv"), load_rollup_map(files / "rollup.csv")
+    codes, vocabularies = ["I48.91", "E10.2", "X99"], ["ICD10CM"] * 3
+    assert map_to_phecodes(codes, vocabularies, mapped, rollup) == [
+        {"427.21", "427.2", "427"},
+        {"250.41", "250.4"},
+        set(),
+    ]
+    assert map_to_phecodes(codes, vocabularies, mapped) == [{"427.21"}, {"250.41"}, set()]
+
+
+def test_matrix_counts_dates_and_keeps_unmapped_persons(files):
+    mapped = load_phecode_map(files / "map.csv")
+    persons, codes = ["b", "b", "a", "a"], ["I48.91", "I48.0", "I50.9", "I50.9"]
+    arguments = (persons, codes, ["ICD10CM"] * 4, mapped)
+    people, names, matrix = phecode_matrix(*arguments, all_persons=["c", "a", "b"])
+    assert (people, names) == (["a", "b", "c"], ["427.21", "428.1"])
+    assert matrix.tolist() == [[0, 1], [1, 0], [0, 0]]
+    assert matrix.dtype == np.int8
+    *_, twice = phecode_matrix(*arguments, min_count=2)
+    assert twice.tolist() == [[0, 1], [1, 0]]
+    *_, dated = phecode_matrix(*arguments, dates=["d1", "d2", "d1", "d1"], min_count=2)
+    assert dated.tolist() == [[0, 0], [1, 0]]
+
+
+def test_ecgs_belong_to_the_admission_they_lie_in():
+    records = pd.DataFrame(
+        {
+            "subject_id": [1, 1, 1, 2],
+            "study_id": [10, 11, 12, 20],
+            "ecg_time": ["2020-01-02 10:00", "2020-01-02 09:00", "2020-03-01", "2020-01-02"],
+        }
+    )
+    admissions = pd.DataFrame(
+        {"subject_id": [1, 2], "hadm_id": [100, 200], "admittime": ["2020-01-01"] * 2, "dischtime": ["2020-01-05"] * 2}
+    )
+    diagnoses = pd.DataFrame({"hadm_id": [100, 100, 300], "icd_code": ["I4891", "I10", "X"], "icd_version": [10] * 3})
+    found = link_admissions(records, admissions, diagnoses)
+    assert found["study_id"].tolist() == [11, 11]  # the first of admission 100; 200 has no diagnosis, 12 no admission
+    assert found["icd_code"].tolist() == ["I4891", "I10"]
+    with pytest.raises(ValueError, match=r"admissions: found columns .* needed also"):
+        link_admissions(records, admissions.drop(columns="dischtime"), diagnoses)
+
+
+def test_diagnoses_of_any_form(tmp_path, files):
+    path = tmp_path / "d.csv"
+    path.write_text("record,icd_code,icd_version\nr1,I4891,10\nr2,,10\nr3,42731,9\n")
+    names, matrix = diagnosis_matrix(
+        load_diagnoses(path), ["r3", "r2", "r1"], by="record", phecode_map=files / "map.csv"
+    )
+    assert (names, matrix.tolist()) == (["427.21"], [[1], [0], [1]])
+    with pytest.warns(UserWarning, match="no phecode map"):
+        names, matrix = diagnosis_matrix(load_diagnoses(path), ["r1", "r3"], by="record")
+    assert (names, matrix.tolist()) == (["ICD10CM I48", "ICD9CM 427"], [[1, 0], [0, 1]])
+    path.write_text("patient_id,diagnosis\n7,amyloidosis\n8,\n")
+    names, matrix = diagnosis_matrix(load_diagnoses(path), ["7", "8"], by="patient_id")
+    assert (names, matrix.tolist()) == (["amyloidosis"], [[1], [0]])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "cannot be read"),
+        ("a,diagnosis\n1,2\n", "needed 'record' or 'patient_id'"),
+        ("record,code\n1,2\n", "needed 'phecode', or 'icd_code' and 'icd_version', or 'diagnosis'"),
+        ("record,diagnosis\n", "has no row"),
+    ],
+)
+def test_bad_diagnoses_are_named(tmp_path, text, message):
+    (tmp_path / "d.csv").write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        load_diagnoses(tmp_path / "d.csv")
+    assert "d.csv" in str(error.value)
+
+
+def study(tmp_path, **changes):
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(240, 5))
+    outcomes = (scores[:, [0, 3]] + 0.7 * rng.normal(size=(240, 2)) > 0.5).astype(float)
+    branches = {
+        "rhythm": PrototypeSet(rng.normal(size=(2, 3)), np.array([[1], [1]]), ["AFIB"]),
+        "morphology": PrototypeSet(rng.normal(size=(3, 2, 1, 3)), np.array([[1, 0], [1, 0], [0, 1]]), ["MI", "LBBB"]),
+    }
+    names = ["rhythm/AFIB/0", "rhythm/AFIB/1", "morphology/MI/0", "morphology/MI/1", "morphology/LBBB/2"]
+    arguments = {"outcomes": outcomes, "outcome_names": ["I48", "I21"]} | changes
+    return scores, outcomes, phenotype_study(scores, names, branches, out=tmp_path / "out", **arguments)
+
+
+def test_study_writes_what_it_finds(tmp_path):
+    rng = np.random.default_rng(1)
+    scores, outcomes, found = study(tmp_path, rivals={"class probability": rng.random((240, 3))}, predicted=1)
+    folder = tmp_path / "out"
+    written = {path.name for path in folder.iterdir()}
+    assert written == {
+        "associations.csv", "comparison.csv", "intra_class_distance.csv", "mixed_significance.csv", "prediction.csv",
+        "summary.json", "figure.svg", "figure.png",
+    }  # fmt: skip
+    assert set(found.table.head(2)["prototype"]) == {"rhythm/AFIB/0", "morphology/MI/1"}
+    assert (np.diff(found.table["p_value"]) >= 0).all()
+    mixed = found.mixed.set_index("class")
+    assert mixed.loc["AFIB"].tolist()[1:] == [1, 0]
+    assert mixed.loc["MI"].tolist()[1:] == [0, 1]
+    assert mixed.loc["LBBB"].tolist()[1:] == [-1, -1]
+    compared = found.comparison.set_index(["score", "phecode"])
+    assert compared.loc[("prototype", "I48"), "best_auc"] == pytest.approx(found.associations.auc[:, 0].max())
+    strongest = np.maximum(scores[:, 0], scores[:, 1])[:, None]
+    assert compared.loc[("class activation", "I48"), "best_auc"] >= phecode_auc(strongest, outcomes[:, :1])[0, 0]
+    assert found.prediction["auc_held_out"].iloc[0] > 0.8
+    assert list(pd.read_csv(folder / "associations.csv").columns) == list(found.table.columns)
+    assert (folder / "figure.svg").read_text().startswith("<?xml")
+
+
+def test_study_without_enough_cases_says_how_many_there_are(tmp_path):
+    outcomes = np.zeros((240, 2))
+    outcomes[:7] = 1
+    with pytest.raises(ValueError, match="needed 20 cases and as many controls, found at most 7 among 240 rows"):
+        study(tmp_path, outcomes=outcomes)
+
+
+def test_study_finds_an_unwritable_folder_before_it_works(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(ValueError, match="out"):
+        study(tmp_path)
