@@ -135,9 +135,9 @@ def caption(result: Mapping[str, Any]) -> str:
     )
 
 
-def table(lines: Sequence[Line], note: str) -> Table:
+def table(lines: Sequence[Line]) -> Table:
     """The comparison for the screen; a ratio below 1 in red."""
-    drawn = Table(caption=note, caption_justify="left")
+    drawn = Table()
     for column in COLUMNS:
         right = column in ("ours", "other", "ratio")
         drawn.add_column(column, justify="right" if right else "left", no_wrap=right, overflow="fold")
@@ -178,7 +178,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return status or 1
         result = json.loads(file.read_text(encoding="utf-8"))
     lines, note = compare(result["benchmarks"]), caption(result)
-    Console(width=None if sys.stdout.isatty() else 160).print(table(lines, note))
+    Console(width=None if sys.stdout.isatty() else 160).print(table(lines))
+    print(note)
     if arguments.markdown:
         with atomic_write(arguments.markdown) as out:
             out.write(markdown(lines, note))
