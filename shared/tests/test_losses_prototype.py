@@ -371,3 +371,10 @@ def test_settings_and_matrices_that_do_not_fit() -> None:
         DiversityLoss()(prototypes[:, 0])
     with pytest.raises(ValueError, match="found 1 class, needed 2"):
         SeparationLoss()(torch.ones(2, 2), torch.zeros(2, dtype=torch.long), torch.ones(2, 1))
+
+
+def test_terms_of_prototypes_work_under_functional_transforms() -> None:
+    prototypes = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    leaf = prototypes.clone().requires_grad_()
+    DiversityLoss()(leaf).backward()
+    torch.testing.assert_close(torch.func.grad(DiversityLoss())(prototypes), leaf.grad)

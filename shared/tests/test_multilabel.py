@@ -29,7 +29,7 @@ def test_statistics_are_the_authors(golden_dir: Path, case: str) -> None:
 def test_labels_without_positives_or_without_company() -> None:
     targets = torch.tensor([[1, 0], [1, 0], [0, 0]])
     assert label_cooccurrence(targets).tolist() == [[1, 0], [0, 0]]
-    assert class_pos_weight(targets).tolist() == [1, 1]
+    assert class_pos_weight(targets).tolist() == [0, 1]
     assert class_pos_weight(torch.zeros(0, 3)).tolist() == [1, 1, 1]
 
 

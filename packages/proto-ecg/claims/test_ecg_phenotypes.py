@@ -1,8 +1,8 @@
 """Claim of the ECG phenotypes: single prototypes follow sub-patterns of a class better than the class does.
 
-Six classes of four prototypes: three tight ones, whose outcome is the class, and three heterogeneous ones, whose outcomes
-are sub-patterns. Classes whose prototypes disagree about a phecode shall have prototypes further apart, and permuted
-outcomes shall give nothing. Data as the method's card says; the paper's own cohort is not public.
+Six classes of four prototypes: three tight ones, whose outcome is the class, and three heterogeneous ones, whose
+outcomes are sub-patterns. Classes whose prototypes disagree about a phecode shall have prototypes further apart, and
+permuted outcomes shall give nothing. Data as the card of the method says; the cohort of the paper is not public.
 """
 
 import numpy as np

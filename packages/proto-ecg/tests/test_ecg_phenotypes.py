@@ -1,12 +1,14 @@
 """The phenotype analysis: golden arrays, statsmodels, scipy and scikit-learn as references, and properties."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.stats import mannwhitneyu
+from scipy.stats import mannwhitneyu, norm
 from sklearn.metrics import roc_auc_score
 from statsmodels.api import Logit, add_constant
 from statsmodels.stats.multitest import multipletests
@@ -23,63 +25,90 @@ from proto_ecg.phenotypes import (
     phecode_auc,
 )
 
-CLOSE = {"rtol": 1e-6, "atol": 1e-9}
-STATISTICS = ("beta", "se", "z", "odds_ratio", "ci_low", "ci_high", "auc")
+STATISTICS = ("beta", "se", "z", "p_value", "odds_ratio", "ci_low", "ci_high", "auc", "n_cases", "n_controls")
+CORRECTIONS = ("bonferroni", "fdr_bh")
+METRICS = ("cosine", "euclidean")
+TEST = ("statistic", "p_value", "mean_mixed", "mean_uniform", "counts")
+OUTPUTS = (
+    *STATISTICS,
+    *(f"{part}_{name}" for name in CORRECTIONS for part in ("p_adjusted", "significant", "adjust")),
+    *(f"class_{reduce}" for reduce in ("max", "mean")),
+    *(f"distance_{metric}" for metric in METRICS),
+    "mixed",
+    *(f"test_{part}" for part in TEST),
+)
+
+
+class Reads(dict):
+    """Golden arrays that note which of them were looked up."""
+
+    def __init__(self, *values):
+        super().__init__(*values)
+        self.names = set()
+
+    def __getitem__(self, name):
+        self.names.add(name)
+        return super().__getitem__(name)
 
 
 @pytest.fixture(scope="module")
 def golden(golden_dir):
-    with np.load(golden_dir / "ecg_phenotypes.npz") as arrays_:
-        return dict(arrays_)
+    with np.load(golden_dir / "ecg_phenotypes.npz") as stored:
+        return Reads(stored)
 
 
-@pytest.mark.parametrize("correction", ["bonferroni", "fdr_bh"])
-def test_association_table_is_the_reference(golden, correction):
-    table = PrototypePhenotyper(correction, min_cases=int(golden["min_cases"])).fit(
-        golden["activations"], golden["phecodes"], golden.get("covariates")
-    )
-    for name in STATISTICS:
-        np.testing.assert_allclose(getattr(table, name), golden[name], **CLOSE, err_msg=name)
-    np.testing.assert_allclose(table.p_value, golden["p_value"], rtol=1e-5, atol=1e-9)
-    np.testing.assert_allclose(table.p_adjusted, golden[f"p_adjusted_{correction}"], rtol=1e-5, atol=1e-9)
-    np.testing.assert_array_equal(table.significant, golden[f"significant_{correction}"] != 0)
-    np.testing.assert_array_equal(table.n_cases, golden["n_cases"])
-    np.testing.assert_array_equal(table.n_controls, golden["n_controls"])
-    assert table.significant.dtype == bool
-    assert table.n_cases.dtype == np.int64
+@pytest.fixture(scope="module")
+def found(golden):
+    """Ours for every golden output, and in ``read`` the golden arrays it was made from."""
+    golden.names.clear()
+    result, identity = {}, golden["prototype_class"]
+    for correction in CORRECTIONS:
+        table = PrototypePhenotyper(correction, min_cases=int(golden["min_cases"])).fit(
+            golden["activations"], golden["phecodes"], golden["covariates"] if "covariates" in golden else None
+        )
+        result |= {name: getattr(table, name) for name in STATISTICS}
+        result[f"p_adjusted_{correction}"] = table.p_adjusted
+        result[f"significant_{correction}"] = table.significant
+        result[f"adjust_{correction}"] = adjust_p_values(golden["adjust_p"], correction)
+    for reduce in ("max", "mean"):
+        result[f"class_{reduce}"] = class_activation(golden["activations"], identity, reduce)
+    for metric in METRICS:
+        result[f"distance_{metric}"] = intra_class_distance(golden["prototypes"], identity, metric)
+    result["mixed"] = mixed_significance(golden["significant_fdr_bh"] != 0, identity)
+    test = intra_class_distance_test(golden["distance_cosine"], golden["mixed"])
+    result |= {f"test_{name}": getattr(test, name) for name in TEST[:-1]}
+    result["test_counts"] = [test.n_mixed, test.n_uniform]
+    return result | {"read": set(golden.names)}
 
 
-def test_classes_distances_and_their_test_are_the_reference(golden):
-    identity = golden["prototype_class"]
-    np.testing.assert_allclose(class_activation(golden["activations"], identity), golden["class_max"], **CLOSE)
-    np.testing.assert_allclose(class_activation(golden["activations"], identity, "mean"), golden["class_mean"], **CLOSE)
-    cosine = intra_class_distance(golden["prototypes"], identity)
-    np.testing.assert_allclose(cosine, golden["distance_cosine"], **CLOSE)
-    euclidean = intra_class_distance(golden["prototypes"], identity, "euclidean")
-    np.testing.assert_allclose(euclidean, golden["distance_euclidean"], **CLOSE)
-    mixed = mixed_significance(golden["significant_fdr_bh"] != 0, identity)
-    np.testing.assert_array_equal(mixed, golden["mixed"])
-    test = intra_class_distance_test(cosine, mixed)
-    np.testing.assert_allclose(test.statistic, golden["test_statistic"], **CLOSE)
-    np.testing.assert_allclose(test.p_value, golden["test_p_value"], rtol=1e-5)
-    np.testing.assert_allclose(test.mean_mixed, golden["test_mean_mixed"], **CLOSE)
-    np.testing.assert_allclose(test.mean_uniform, golden["test_mean_uniform"], **CLOSE)
-    assert [test.n_mixed, test.n_uniform] == golden["test_counts"].tolist()
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_output_is_the_golden_array(golden, found, name):
+    expected = golden[name]
+    if expected.dtype.kind == "i":
+        np.testing.assert_array_equal(np.asarray(found[name]), expected)
+        return
+    tolerance = {"rtol": 1e-5, "atol": 0} if "p_" in name else {"rtol": 1e-6, "atol": 1e-9}
+    np.testing.assert_allclose(found[name], expected, **tolerance)
 
 
-def test_corrections_are_the_reference(golden):
-    np.testing.assert_allclose(adjust_p_values(golden["adjust_p"]), golden["adjust_bonferroni"], **CLOSE)
-    np.testing.assert_allclose(adjust_p_values(golden["adjust_p"], "fdr_bh"), golden["adjust_fdr_bh"], **CLOSE)
+def test_no_golden_array_is_left_out(golden, found):
+    assert set(golden) == found["read"] | set(OUTPUTS)
 
 
-def test_every_golden_array_is_looked_at(golden):
-    """The names in this file; an array that is added to the golden file and not tested shows up here."""
-    used = {"activations", "phecodes", "covariates", "prototype_class", "min_cases", "prototypes", "p_value", "mixed"}
-    used |= {*STATISTICS, "n_cases", "n_controls", "class_max", "class_mean", "distance_cosine", "distance_euclidean"}
-    used |= {f"{part}_{method}" for part in ("p_adjusted", "significant") for method in ("bonferroni", "fdr_bh")}
-    used |= {f"test_{part}" for part in ("statistic", "p_value", "mean_mixed", "mean_uniform", "counts")}
-    used |= {"adjust_p", "adjust_bonferroni", "adjust_fdr_bh"}
-    assert set(golden) <= used
+def test_golden_cells_hold_both_answers(golden):
+    """The arrays can tell: some cells are significant and some not, some not fitted, some classes mixed."""
+    for name in CORRECTIONS:
+        assert 0 < golden[f"significant_{name}"].sum() < golden["beta"].size
+    assert np.isnan(golden["phecodes"]).any()
+    assert np.isnan(golden["adjust_p"]).any()
+    assert {0, 1} <= set(golden["mixed"].ravel().tolist())
+
+
+def test_types_are_those_promised(found):
+    for name, value in found.items():
+        wanted = {"n_cases": np.int64, "n_controls": np.int64, "mixed": np.int64}.get(name, np.float64)
+        if isinstance(value, np.ndarray):
+            assert value.dtype == (bool if name.startswith("significant") else wanted), name
 
 
 def population(seed, rows=300, prototypes=3, covariates=2):
@@ -195,6 +224,100 @@ def test_mixed_significance_by_hand():
     found = mixed_significance(significant, identity)
     assert found.tolist() == expected
     assert found.dtype == np.int64
+
+
+seeds = st.integers(0, 10_000)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seeds, st.sampled_from([1e-3, 0.5, 40.0]), st.sampled_from([-1e4, 0.0, 7.0]))
+def test_one_association_under_change_of_unit_and_side(seed, scale, shift):
+    scores, extra, sick = population(seed, prototypes=2)
+    x, y = scores[:, 1], sick[:, 0]
+    plain = logistic_association(x, y, extra)
+    moved = logistic_association(scale * x + shift, y, extra)
+    assert (moved.beta * scale, moved.se * scale, moved.z) == pytest.approx((plain.beta, plain.se, plain.z), rel=1e-6)
+    for flipped in (logistic_association(-x, y, extra), logistic_association(x, 1 - y, extra)):
+        assert (flipped.beta, flipped.se, flipped.p_value) == pytest.approx((-plain.beta, plain.se, plain.p_value))
+        assert flipped.odds_ratio == pytest.approx(1 / plain.odds_ratio)
+    twice = logistic_association(np.tile(x, 2), np.tile(y, 2), np.tile(extra, (2, 1)))
+    assert (twice.beta, twice.se) == pytest.approx((plain.beta, plain.se / 2**0.5))
+
+
+def test_odds_ratio_and_error_of_a_fourfold_table():
+    """Counts 30, 10, 20, 40: the odds ratio is the cross product, the error the root of the summed reciprocals."""
+    x, y = np.repeat([0, 0, 1, 1], [30, 10, 20, 40]), np.repeat([0, 1, 0, 1], [30, 10, 20, 40])
+    result = logistic_association(x, y)
+    assert result.odds_ratio == pytest.approx(30 * 40 / (10 * 20))
+    assert result.se == pytest.approx((1 / 30 + 1 / 10 + 1 / 20 + 1 / 40) ** 0.5)
+    assert result.z == pytest.approx(np.log(6) / result.se)
+    assert result.p_value == pytest.approx(2 * norm.sf(result.z))
+    low, high = (np.exp(result.beta + sign * 1.959963984540054 * result.se) for sign in (-1, 1))
+    assert (result.ci_low, result.ci_high) == pytest.approx((low, high))
+
+
+@settings(deadline=None, max_examples=40)
+@given(P_VALUES)
+def test_corrections_bound_each_other_and_keep_the_order(p):
+    bonferroni, stepped = adjust_p_values(p, "bonferroni"), adjust_p_values(p, "fdr_bh")
+    finite = np.isfinite(p)
+    assert (stepped[finite] <= bonferroni[finite] + 1e-15).all()
+    order = np.argsort(p[finite], kind="stable")
+    for adjusted in (bonferroni, stepped):
+        assert (np.diff(adjusted[finite][order]) >= 0).all()
+    padded = np.concatenate([p, [np.nan] * 3])
+    np.testing.assert_array_equal(adjust_p_values(padded, "fdr_bh")[: len(p)], stepped)
+    np.testing.assert_array_equal(adjust_p_values(p.reshape(1, -1), "fdr_bh")[0], stepped)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seeds, st.integers(2, 8))
+def test_distances_are_loops_over_pairs_and_cosine_ignores_length(seed, prototypes):
+    rng = np.random.default_rng(seed)
+    points, identity = rng.normal(size=(prototypes, 5)), rng.integers(0, 2, (prototypes, 3))
+    cosine, euclidean = intra_class_distance(points, identity), intra_class_distance(points, identity, "euclidean")
+    for c in range(3):
+        pairs = list(combinations(points[identity[:, c] == 1], 2))
+        if not pairs:
+            assert np.isnan([cosine[c], euclidean[c]]).all()
+            continue
+        each = [1 - a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) for a, b in pairs]
+        assert cosine[c] == pytest.approx(np.mean(each))
+        assert euclidean[c] == pytest.approx(np.mean([np.linalg.norm(a - b) for a, b in pairs]))
+    scaled = points * rng.uniform(0.01, 100, (prototypes, 1))
+    np.testing.assert_allclose(intra_class_distance(scaled, identity), cosine, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(intra_class_distance(3 * points, identity, "euclidean"), 3 * euclidean)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seeds, st.integers(1, 6), st.integers(1, 4))
+def test_statuses_and_class_activations_are_loops(seed, prototypes, classes):
+    rng = np.random.default_rng(seed)
+    significant, identity = rng.integers(0, 2, (prototypes, 3)), rng.integers(0, 2, (prototypes, classes))
+    scores = rng.normal(size=(4, prototypes))
+    status = mixed_significance(significant, identity)
+    largest, mean = class_activation(scores, identity), class_activation(scores, identity, "mean")
+    for c in range(classes):
+        own = identity[:, c] == 1
+        for k in range(3):
+            flags = significant[own, k]
+            expected = -1 if len(flags) < 2 else 2 if flags.all() else int(flags.any())
+            assert status[c, k] == expected
+        if own.any():
+            np.testing.assert_array_equal(largest[:, c], scores[:, own].max(axis=1))
+            np.testing.assert_allclose(mean[:, c], scores[:, own].mean(axis=1))
+        else:
+            assert np.isnan(largest[:, c]).all()
+            assert np.isnan(mean[:, c]).all()
+
+
+def test_auc_is_the_mann_whitney_statistic():
+    scores, _, sick = population(7)
+    scores = np.round(scores, 1)
+    found, one = phecode_auc(scores, sick), sick[:, 0] == 1
+    for p in range(3):
+        statistic = mannwhitneyu(scores[one, p], scores[~one, p]).statistic
+        assert found[p, 0] == pytest.approx(statistic / (one.sum() * (~one).sum()))
 
 
 def test_rows_may_come_in_any_order_and_type():

@@ -348,3 +348,18 @@ def test_branches_without_add_on_have_stages_that_train_what_there_is():
     patterns = {stage.name: stage.train for stage in net.stages}
     assert "rhythm.add_on.*" not in patterns["rhythm.joint"]
     assert "morphology.add_on.*" in patterns["morphology.joint"]
+
+
+def test_a_branch_of_one_label_still_learns_its_positives():
+    net = ProtoECGNet(
+        Branch1d(1, proto_dim=8, backbone="resnet1d10_narrow"),
+        Branch2d(1, proto_dim=8, backbone="resnet10_narrow"),
+        None,
+        label_names=["AFIB", "NORM", "LVH"],
+        branch_labels={"rhythm": ["AFIB"], "morphology": ["NORM", "LVH"]},
+        loss=LossWeights(pos_weight=True),
+    )
+    net.use_training_targets(torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 1, 0]]))
+    assert net.rhythm_pos_weight.tolist() == [1]
+    assert net.morphology_pos_weight.tolist() == [0.5, 2]
+    assert net.pos_weight.tolist() == [1.5, 1.5, 4]

@@ -25,7 +25,9 @@ def _explain(parser: Any) -> None:
     parser.add_argument("--ckpt_path", required=True, help="checkpoint written by fit or demo")
     parser.add_argument("--out", default="report.html", help="the report, one self-contained HTML file")
     parser.add_argument("--data.root", dest="root", default=None, help="where the training data is now, if it moved")
-    parser.add_argument("--labels", nargs="*", default=None, help="labels to explain instead of the predicted ones")
+    parser.add_argument(
+        "--labels", nargs="*", default=None, help="labels to explain instead of the predicted; give the records first"
+    )
     parser.add_argument("--top", type=int, default=3, help="prototypes shown for and against each label")
 
 

@@ -43,8 +43,8 @@ def class_pos_weight(targets: Shaped[Tensor, "N C"]) -> Float[Tensor, "C"]:
     """Weight of each class's positives in the binary cross-entropy: ``(T - n_c) / n_c``.
 
     T is the number of label assignments (not of records), n_c the positives of class c. A class without a positive
-    gets weight 1, and so does a class that has all assignments (a data set with a single label), for which the
-    formula's 0 would switch learning off. Weights of rare classes can reach thousands.
+    gets weight 1; a class that has all assignments (a label set with a single label) gets the formula's 0. Weights of
+    rare classes can reach thousands.
 
     Args:
         targets: multi-hot.
@@ -63,8 +63,7 @@ def class_pos_weight(targets: Shaped[Tensor, "N C"]) -> Float[Tensor, "C"]:
     """
     positives = _multi_hot(targets).sum(dim=0)
     others = positives.sum() - positives
-    defined = (positives > 0) & (others > 0)
-    return torch.where(defined, others / positives.clamp_min(1), 1).to(_dtype(targets))
+    return torch.where(positives > 0, others / positives.clamp_min(1), 1).to(_dtype(targets))
 
 
 def choose_thresholds(scores: Float[Tensor, "N C"], targets: Shaped[Tensor, "N C"]) -> Float[Tensor, "C"]:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Real
 
 from proto_core.systems import Paper
 
-from .arrays import Array, float_matrix, label_matrix
+from .arrays import Array, check_binary, float_array, float_matrix, label_matrix
 from .correction import adjust_p_values, check_correction
 from .logistic import BLOCK, newton, shared_columns, standardised, wald
 from .ranking import phecode_auc
@@ -133,7 +133,7 @@ class PrototypePhenotyper:
         check_correction(correction)
         if not 0 < alpha < 1:
             raise ValueError(f"alpha: found {alpha}, needed a number between 0 and 1")
-        if min_cases < 0:
+        if not min_cases >= 0:
             raise ValueError(f"min_cases: found {min_cases}, needed 0 or more")
         self.correction, self.alpha = correction, alpha
         self.min_cases, self.standardize = min_cases, standardize
@@ -239,8 +239,6 @@ def fit_phecode_predictor(
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
-
-    from .arrays import check_binary, float_array
 
     scores = float_matrix(activations, "activations", "N P")
     y = float_array(labels, "labels")

@@ -30,8 +30,10 @@ def load_diagnoses(path: str | os.PathLike[str]) -> pd.DataFrame:
     if not Path(path).is_file():
         raise ValueError(f"diagnoses {str(path)!r}: no such file")
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+    except (pd.errors.ParserWarning, pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise ValueError(f"diagnoses {str(path)!r}: cannot be read as CSV ({error})") from error
     columns = list(table.columns)
     if not {"record", "patient_id"} & set(columns):
@@ -67,12 +69,15 @@ def diagnosis_matrix(
         Names of the K outcomes, and the int8 matrix ``[N, K]``.
 
     Raises:
-        ValueError: an ICD version other than 9 and 10, or no outcome at all among these persons.
+        ValueError: no column ``by``, none of the columns of diagnoses, an ICD version other than 9 and 10, or no
+            outcome at all among these persons.
     """
+    form = next((form for form in _FORMS if set(form) <= set(table.columns)), None)
+    if by not in table or form is None:
+        raise ValueError(f"diagnoses: found columns {list(table.columns)}, needed {by!r} and one of {list(_FORMS)}")
     known = table[table[by].isin(set(persons))]
-    if "phecode" in table or "icd_code" not in table:
-        column = "phecode" if "phecode" in table else "diagnosis"
-        names = known[column].str.strip()
+    if len(form) == 1:
+        names = known[form[0]].str.strip()
         pairs = known[names != ""].assign(outcome=names)
         people, codes = pairs[by].tolist(), pairs["outcome"].tolist()
         vocabularies = ["own"] * len(codes)

@@ -151,8 +151,9 @@ def mixed_significance(
 def membership_flags(significant: Array) -> np.ndarray:
     """``significant`` as booleans ``[P, K]``."""
     flags = float_matrix(significant, "significant", "P K")
-    if not np.isin(flags, (0.0, 1.0)).all():
-        raise ValueError("significant: found entries other than 0 and 1, needed booleans")
+    wrong = ~np.isin(flags, (0.0, 1.0))
+    if wrong.any():
+        raise ValueError(f"significant: found {flags[wrong][0]:g}, needed booleans (0 or 1)")
     return flags > 0
 
 
@@ -210,8 +211,9 @@ def intra_class_distance_test(distances: Real[Array, " C"], mixed: Real[Array, "
         raise ValueError(
             f"mixed: found shape {list(status.shape)} beside distances {list(values.shape)}, needed [C K] and [C]"
         )
-    if not np.isin(status, (-1, 0, 1, 2)).all():
-        raise ValueError("mixed: found a status other than -1, 0, 1, 2 (see mixed_significance)")
+    wrong = ~np.isin(status, (-1, 0, 1, 2))
+    if wrong.any():
+        raise ValueError(f"mixed: found the status {status[wrong][0]:g}, needed -1, 0, 1 or 2 (see mixed_significance)")
     cells = np.broadcast_to(values[:, None], status.shape)
     usable = (status >= 0) & np.isfinite(cells)
     in_mixed = cells[usable & (status == 1)]

@@ -6,6 +6,7 @@ Facts about the files: the PheWAS project's tables (phecode map 1.2). Phecodes a
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -52,7 +53,12 @@ def _rows(path: str | os.PathLike[str]) -> tuple[list[str], list[list[str]]]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = data.decode("cp1252", errors="replace")
-    rows = [row for row in csv.reader(text.splitlines()) if row]
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+    except csv.Error as error:
+        raise ValueError(
+            f"{str(path)!r}: found a line that is not CSV ({error}), needed comma-separated text"
+        ) from error
     if not rows:
         raise ValueError(f"{str(path)!r}: the file is empty")
     return [name.strip().lower() for name in rows[0]], rows[1:]
@@ -125,7 +131,7 @@ def map_to_phecodes(
         ValueError: another number of vocabularies than codes.
     """
     if len(codes) != len(vocabularies):
-        raise ValueError(f"vocabularies: found {len(vocabularies)} for {len(codes)} codes")
+        raise ValueError(f"vocabularies: found {len(vocabularies)}, needed {len(codes)}, one per code")
     result = []
     for code, vocabulary in zip(codes, vocabularies):
         phecodes = phecode_map.get((vocabulary, code), set())
@@ -174,13 +180,13 @@ def phecode_matrix(
     if min_count < 1:
         raise ValueError(f"min_count: found {min_count}, needed at least 1")
     counted: dict[tuple[Hashable, str], set[Hashable]] = {}
-    for entry, (person, phecodes) in enumerate(
-        zip(persons, map_to_phecodes(codes, vocabularies, phecode_map, rollup_map))
+    events_of_codes = range(len(codes)) if dates is None else dates
+    for person, event, phecodes in zip(
+        persons, events_of_codes, map_to_phecodes(codes, vocabularies, phecode_map, rollup_map)
     ):
-        event = entry if dates is None else dates[entry]
         for phecode in phecodes:
             counted.setdefault((person, phecode), set()).add(event)
-    people = sorted(set(persons) | set(all_persons or ()))  # type: ignore[type-var]
+    people = sorted(set(persons) | set(() if all_persons is None else all_persons))  # type: ignore[type-var]
     names = sorted({phecode for _, phecode in counted})
     row = {person: i for i, person in enumerate(people)}
     column = {name: k for k, name in enumerate(names)}

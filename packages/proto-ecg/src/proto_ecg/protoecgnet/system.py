@@ -281,12 +281,12 @@ class ProtoECGNet(ExplainsECG, StoresECGNet, LightningModule):
             raise ValueError(f"targets: found shape {tuple(targets.shape)}, needed [N, {self.num_classes}]")
         targets = targets.float()
         if self.weights.pos_weight:
-            self.pos_weight.copy_(class_pos_weight(targets))
+            self.pos_weight.copy_(_learnable(class_pos_weight(targets)))
         for name in self.branch_names:
             own = targets[:, self.columns(name)]
             getattr(self, f"{name}_cooccurrence").copy_(label_cooccurrence(own))
             if self.weights.pos_weight:
-                getattr(self, f"{name}_pos_weight").copy_(class_pos_weight(own))
+                getattr(self, f"{name}_pos_weight").copy_(_learnable(class_pos_weight(own)))
 
     def training_step(self, batch: ECGBatch, batch_idx: int) -> Tensor:
         """The loss of the stage that training is in."""
@@ -402,6 +402,11 @@ class ProtoECGNet(ExplainsECG, StoresECGNet, LightningModule):
     def batch_index(self, batch: ECGBatch) -> Tensor:
         """Row of each record in the data set."""
         return batch.index
+
+
+def _learnable(weight: Tensor) -> Tensor:
+    """Weights of positives, 1 where the only label of a branch would get the formula's 0 and never be learnt."""
+    return torch.where(weight > 0, weight, 1)
 
 
 def _label_names(names: Sequence[str] | None, count: int) -> list[str]:
