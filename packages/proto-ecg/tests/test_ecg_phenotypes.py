@@ -64,7 +64,7 @@ def found(golden):
     result, identity = {}, golden["prototype_class"]
     for correction in CORRECTIONS:
         table = PrototypePhenotyper(correction, min_cases=int(golden["min_cases"])).fit(
-            golden["activations"], golden["phecodes"], golden["covariates"] if "covariates" in golden else None
+            golden["activations"], golden["phecodes"], golden["covariates"]
         )
         result |= {name: getattr(table, name) for name in STATISTICS}
         result[f"p_adjusted_{correction}"] = table.p_adjusted

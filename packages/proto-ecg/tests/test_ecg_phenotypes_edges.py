@@ -1,8 +1,11 @@
 """The phenotype analysis where data is poor or wrong: unfitted cells, bad input, diagnosis codes and files."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from proto_ecg.phenotypes import (
     PrototypePhenotyper,
@@ -239,6 +242,104 @@ def test_matrix_counts_dates_and_keeps_unmapped_persons(files):
     assert dated.tolist() == [[0, 0], [1, 0]]
 
 
+@pytest.mark.parametrize("vocabulary_of_examples", ["ICD10CM"])
+def test_examples_of_the_card(tmp_path, vocabulary_of_examples):
+    expected = {"I48.91": "427.21", "I48.0": "427.21", "I50.9": "428.1", "N17.9": "585.1", "I21.4": "411.2"}
+    expected |= {"E11.9": "250.2"}
+    rows = [f"{vocabulary_of_examples},{code},{phecode}" for code, phecode in expected.items()]
+    (tmp_path / "map.csv").write_text("\n".join(["vocabulary_id,code,phecode", *rows, "ICD9CM,427.31,427.21"]))
+    mapped = load_phecode_map(tmp_path / "map.csv")
+    codes = [normalize_icd(code.replace(".", "").lower() + "  ", 10) for code in expected]
+    found = map_to_phecodes(codes, [vocabulary_of_examples] * len(codes), mapped)
+    assert found == [{phecode} for phecode in expected.values()]
+    assert map_to_phecodes([normalize_icd("42731", 9)], ["ICD9CM"], mapped) == [{"427.21"}]
+    assert map_to_phecodes(["427.31"], ["ICD10CM"], mapped) == [set()]
+
+
+def test_phecodes_are_strings_and_one_code_counts_once_per_ancestor():
+    mapped = {("ICD10CM", "A"): {"008", "8"}, ("ICD10CM", "B"): {"8.1", "8.2"}}
+    rollup = {"8.1": {"8.1", "8"}, "8.2": {"8.2", "8"}}
+    arguments = (["p", "p"], ["A", "B"], ["ICD10CM"] * 2, mapped, rollup)
+    _, names, matrix = phecode_matrix(*arguments)
+    assert (names, matrix.tolist()) == (["008", "8", "8.1", "8.2"], [[1, 1, 1, 1]])
+    assert phecode_matrix(*arguments, min_count=2)[2].tolist() == [[0, 1, 0, 0]]
+    assert phecode_matrix(*arguments, min_count=3)[2].tolist() == [[0, 0, 0, 0]]
+    assert mapped["ICD10CM", "B"] == {"8.1", "8.2"}
+
+
+def test_matrix_takes_arrays_and_series_of_any_index():
+    codes, mapped = pd.Series(["A", "A"], index=[7, 9]), {("ICD9CM", "A"): {"1"}}
+    people, _, matrix = phecode_matrix(
+        pd.Series(["p", "p"], index=[7, 9]),
+        codes,
+        ["ICD9CM"] * 2,
+        mapped,
+        dates=pd.Series(["2020", "2021"], index=[7, 9]),
+        min_count=2,
+        all_persons=np.array(["q", "p"]),
+    )
+    assert (list(people), matrix.tolist()) == (["p", "q"], [[1], [0]])
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: map_to_phecodes(["A", "B"], ["ICD9CM"], {}), "vocabularies: found 1, needed 2"),
+        (lambda: phecode_matrix(["p"], ["A", "B"], ["ICD9CM"] * 2, {}), "found 1, 2 and none, needed as many"),
+        (lambda: phecode_matrix(["p"], ["A"], ["ICD9CM"], {}, dates=[]), "found 1, 1 and 0, needed as many"),
+        (lambda: phecode_matrix(["p"], ["A"], ["ICD9CM"], {}, min_count=0), "min_count: found 0, needed at least 1"),
+        (lambda: normalize_icd("  ", 10), "code: found nothing, needed an ICD code"),
+        (lambda: normalize_icd("I48", "10"), "version: found '10', needed 9 or 10"),
+    ],
+)
+def test_bad_codes_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_odd_files_are_read_or_named(tmp_path):
+    path = tmp_path / "map.csv"
+    path.write_bytes('\ufeffICD10CM,"Phecode",icd10cm_str\r\n a00 ,008,"a, b"\r\nB00,8\r\n\r\nC00\r\n'.encode())
+    assert load_phecode_map(path) == {("ICD10CM", "A00"): {"008"}, ("ICD10CM", "B00"): {"8"}}
+    path.write_text("icd10cm,icd10cm_str,phecode\nA00,one\x0bcell\u2028of text,008\n", encoding="utf-8")
+    assert load_phecode_map(path) == {("ICD10CM", "A00"): {"008"}}
+    for load, columns in (
+        (load_phecode_map, "vocabulary_id,code,phecode"),
+        (load_rollup_map, "code,phecode_unrolled"),
+    ):
+        path.write_text(f'{columns}\n"{"x" * 200_000}')
+        with pytest.raises(ValueError, match=r"map\.csv': found no CSV .*needed comma-separated text"):
+            load(path)
+        path.write_text("")
+        with pytest.raises(ValueError, match=r"map\.csv': the file is empty"):
+            load(path)
+
+
+def test_admissions_include_their_ends_and_share_no_patients():
+    records = pd.DataFrame(
+        {
+            "subject_id": [1, 1, 1, 2, 2],
+            "study_id": [13, 12, 11, 21, 22],
+            "ecg_time": ["2020-01-01", "2020-01-01", "2020-01-05 00:00:00", "2020-01-01", "2020-01-05 00:00:01"],
+            "path": list("abcde"),
+        }
+    )
+    admissions = pd.DataFrame(
+        {
+            "subject_id": [1, 1, 2],
+            "hadm_id": [100, 101, 200],
+            "admittime": ["2020-01-01", "2020-01-05", "2020-01-02"],
+            "dischtime": ["2020-01-04", "2020-01-09", "2020-01-05"],
+        }
+    )
+    diagnoses = pd.DataFrame({"hadm_id": [100, 101, 200], "icd_code": ["A", "B", "C"], "icd_version": [9, 10, 10]})
+    found = link_admissions(records, admissions, diagnoses)
+    # study 12 before 13 by number, both at the hour of admission; patient 2 has no ECG within the stay
+    assert found[["hadm_id", "study_id", "icd_code", "path"]].values.tolist() == [[100, 12, "A", "b"], [101, 11, "B", "c"]]
+    assert list(found.columns) == [*records.columns, "hadm_id", "icd_code", "icd_version"]
+
+
 def test_ecgs_belong_to_the_admission_they_lie_in():
     records = pd.DataFrame(
         {
@@ -273,10 +374,34 @@ def test_diagnoses_of_any_form(tmp_path, files):
     assert (names, matrix.tolist()) == (["amyloidosis"], [[1], [0]])
 
 
+def test_columns_of_diagnoses_that_are_complete_win(tmp_path):
+    table = pd.DataFrame({"record": ["r1"], "icd_code": ["I10"], "diagnosis": ["hypertension"]})
+    assert diagnosis_matrix(table, ["r1"], by="record")[0] == ["hypertension"]
+
+
+@pytest.mark.parametrize(
+    ("change", "by", "message"),
+    [
+        ({}, "patient_id", "found columns .*'record'.*needed 'patient_id'"),
+        ({"icd_version": ["10", "11"]}, "record", "found icd_version '11', needed 9 or 10"),
+        ({"icd_version": None}, "record", "found columns .*needed 'record' and one of"),
+        ({"record": ["x", "y"]}, "record", "no outcome for any of the 2 persons; does the column 'record' match"),
+    ],
+)
+def test_diagnoses_that_do_not_fit_are_named(change, by, message):
+    table = pd.DataFrame({"record": ["r1", "r2"], "icd_code": ["I10", "I48"], "icd_version": ["10", "10"]} | change)
+    table = table.dropna(axis=1)
+    with pytest.raises(ValueError, match=message), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        diagnosis_matrix(table, ["r1", "r2"], by=by)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "cannot be read"),
+        ("record,phecode\nr1,427,\n", "cannot be read as CSV"),
+        ("record,phecode\nr1,427\nr2,427,1\n", "cannot be read as CSV"),
         ("a,diagnosis\n1,2\n", "needed 'record' or 'patient_id'"),
         ("record,code\n1,2\n", "needed 'phecode', or 'icd_code' and 'icd_version', or 'diagnosis'"),
         ("record,diagnosis\n", "has no row"),
