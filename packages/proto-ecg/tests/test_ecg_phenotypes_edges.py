@@ -1,29 +1,22 @@
-"""The phenotype analysis where data is poor or wrong: unfitted cells, bad input, diagnosis codes and files."""
-
-import warnings
+"""The phenotype analysis where data is poor or wrong: unfitted cells, bad input, and a whole study."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from statsmodels.api import Logit, add_constant
 
 from proto_ecg.phenotypes import (
     PrototypePhenotyper,
     PrototypeSet,
     adjust_p_values,
     class_activation,
-    diagnosis_matrix,
     fit_phecode_predictor,
     intra_class_distance,
-    link_admissions,
-    load_diagnoses,
-    load_phecode_map,
-    load_rollup_map,
+    intra_class_distance_test,
     logistic_association,
-    map_to_phecodes,
-    normalize_icd,
+    mixed_significance,
     phecode_auc,
-    phecode_matrix,
     phenotype_study,
 )
 
@@ -86,17 +79,116 @@ def test_perfect_separation_is_not_fitted_but_ranked():
     assert np.isfinite(table.beta[1, 0])
 
 
-def test_covariate_equal_to_the_activation_is_not_fitted():
+def without_maximum():
+    """Score, outcome and covariates of which no likelihood has a single finite maximum, by cause."""
     scores, sick = made()
-    table = PrototypePhenotyper().fit(scores, sick, scores[:, :1])
+    x, extra = scores[:, :1], scores[:, 1:]
+    half = np.arange(200)[:, None] < 100
+    known = np.where(half, sick, np.nan)
+    return {
+        "two groups that touch": (np.round(x), np.where(np.round(x) == 0, half, x > 0), None),
+        "one value without cases": (1.0 - half, sick * half, None),
+        "separated by a covariate": (x, extra > 0, extra),
+        "collinear covariates": (x, sick, np.hstack([extra, 3 - 2 * extra])),
+        "constant covariate": (x, sick, np.full((200, 1), 70.0)),
+        "covariate constant where outcomes are": (x, known, half),
+        "activation constant where outcomes are": (np.where(half, 0.3, x), known, None),
+        "activation is a covariate in other units": (x, sick, 37 * x - 1e3),
+    }
+
+
+@pytest.mark.parametrize("cause", list(without_maximum()))
+@pytest.mark.parametrize("standardize", [True, False])
+def test_cells_without_a_maximum_are_not_fitted_but_ranked(cause, standardize):
+    x, y, extra = (part if part is None else part.astype(float) for part in without_maximum()[cause])
+    table = PrototypePhenotyper(standardize=standardize).fit(x, y, extra)
     assert_not_fitted(table, 0, 0)
-    assert np.isfinite(table.beta[1, 0])
+    assert np.isfinite(table.auc[0, 0])
+    one = logistic_association(x[:, 0], y[:, 0], extra)
+    assert not one.converged
+    assert np.isnan([one.beta, one.se, one.z, one.p_value, one.odds_ratio, one.ci_low, one.ci_high]).all()
 
 
-def test_one_class_only_has_no_auc():
-    scores, _ = made()
-    found = phecode_auc(scores, np.zeros((200, 1)))
-    assert np.isnan(found).all()
+def test_a_fit_with_steep_but_finite_maximum_is_kept():
+    """Linear predictors of more than 20, less than 30: odds of 1 to 1e9, and the likelihood still has a maximum."""
+    x = np.concatenate([np.linspace(-1, 1, 400), [-0.2, 0.2]])
+    y = np.concatenate([np.linspace(-1, 1, 400) > 0, [1, 0]]).astype(float)
+    scaled = logistic_association(x, y)
+    reference = Logit(y, add_constant(x)).fit(disp=0, maxiter=200, tol=1e-12)
+    assert 20 < np.abs(reference.fittedvalues).max() < 30
+    assert (scaled.beta, scaled.se) == pytest.approx((reference.params[1], reference.bse[1]), rel=1e-6)
+    x[:2] *= 3
+    assert not logistic_association(x, y).converged
+
+
+def test_single_fits_say_whether_they_converged():
+    scores, sick = made()
+    x, y = scores[:, 0], sick[:, 0]
+    assert logistic_association(x, y).converged
+    assert not logistic_association(x, y, max_iter=2).converged
+    assert logistic_association(x, y, tol=1e-2, max_iter=5).converged
+    for nothing in (np.zeros(200), np.ones(200), np.full(200, np.nan)):
+        assert not logistic_association(x, nothing).converged
+
+
+def test_significant_is_strictly_below_alpha():
+    scores, sick = made()
+    p = PrototypePhenotyper().fit(scores, sick).p_adjusted[0, 0]
+    assert not PrototypePhenotyper(alpha=p).fit(scores, sick).significant[0, 0]
+    assert PrototypePhenotyper(alpha=np.nextafter(p, 1)).fit(scores, sick).significant[0, 0]
+
+
+def test_no_least_number_of_cases_still_needs_both_kinds():
+    scores, sick = made()
+    one = np.zeros_like(sick)
+    one[np.argsort(scores[:, 0])[100]] = 1
+    table = PrototypePhenotyper(min_cases=0).fit(scores, np.hstack([sick * 0, one]))
+    assert_not_fitted(table, 0, 0)
+    assert np.isnan(table.auc[:, 0]).all()
+    assert np.isfinite(table.beta[0, 1])
+
+
+def test_bf16_tensors_are_float64_of_the_same_numbers():
+    rng = np.random.default_rng(0)
+    half = torch.from_numpy(rng.normal(size=(6, 4))).bfloat16().requires_grad_()
+    exact = half.detach().double().numpy()
+    identity, sick = np.array([[1, 0], [1, 0], [0, 1], [0, 1]]), np.array([[0], [1], [0], [1], [1], [0]])
+    classes, few = torch.from_numpy(identity), torch.from_numpy(np.arange(4)[:, None] < 2)
+    p = half[0].abs() / 4
+    single = logistic_association(half[:, 0], torch.from_numpy(sick[:, 0])).beta
+    assert np.isfinite(single)
+    for ours, expected in [
+        (phecode_auc(half, torch.from_numpy(sick)), phecode_auc(exact, sick)),
+        (class_activation(half, classes), class_activation(exact, identity)),
+        (intra_class_distance(half[:4], classes), intra_class_distance(exact[:4], identity)),
+        (adjust_p_values(p, "fdr_bh"), adjust_p_values(p.detach().double().numpy(), "fdr_bh")),
+        (mixed_significance(few, classes), [[2], [0]]),
+        (single, logistic_association(exact[:, 0], sick[:, 0]).beta),
+    ]:
+        np.testing.assert_array_equal(ours, expected)
+
+
+def test_distance_test_without_a_group_or_without_a_difference():
+    alone = intra_class_distance_test(np.array([0.1, 0.3]), np.array([[1, -1], [1, 1]]))
+    assert np.isnan([alone.statistic, alone.p_value, alone.mean_uniform]).all()
+    assert (alone.n_mixed, alone.n_uniform) == (3, 0)
+    assert alone.mean_mixed == pytest.approx(0.7 / 3)
+    tied = intra_class_distance_test(np.full(3, 0.2), np.array([[1], [0], [2]]))
+    assert (tied.statistic, tied.p_value) == (1.0, 1.0)
+    unknown = intra_class_distance_test(np.array([0.9, np.nan, 0.1]), np.array([[1], [1], [0]]))
+    assert (unknown.n_mixed, unknown.n_uniform, unknown.statistic) == (1, 1, 1.0)
+
+
+def test_held_out_patients_of_one_kind_have_no_auc():
+    scores, _ = made(20)
+    sick, patients = np.array([0, 1] * 5 + [0] * 10), [1] * 10 + [2] * 5 + [3] * 5
+    areas = {}
+    for seed in range(8):  # a third of the patients, one of three, is held out; without patient 1 nobody is sick
+        held = 1 + int(np.random.default_rng(seed).permutation(3)[0])
+        if held != 1:
+            areas[held] = fit_phecode_predictor(scores, sick, patients, test_size=1 / 3, seed=seed)[0]
+    assert np.isnan(areas[2])
+    assert np.isnan(areas[3])
 
 
 def test_missing_outcomes_are_dropped_per_phecode():
@@ -131,6 +223,26 @@ def test_missing_outcomes_are_dropped_per_phecode():
         (lambda s, y: class_activation(s, np.eye(2), "sum"), "reduce: found 'sum', needed 'max' or 'mean'"),
         (lambda s, y: class_activation(s, np.eye(3)), "prototype_class: found 3 rows, needed 2"),
         (lambda s, y: intra_class_distance(s[:2], np.eye(2), "manhattan"), "metric: found 'manhattan'"),
+        (lambda s, y: PrototypePhenotyper(alpha=0), "alpha: found 0, needed a number between 0 and 1"),
+        (lambda s, y: PrototypePhenotyper(min_cases=np.nan), "min_cases: found nan, needed 0 or more"),
+        (lambda s, y: PrototypePhenotyper().fit(s[0], y), r"activations: found shape \[2\], needed \[N P\]"),
+        (lambda s, y: PrototypePhenotyper().fit(s, y, y[:, 0]), r"covariates: found shape \[200\], needed \[N Q\]"),
+        (lambda s, y: phecode_auc(s, y[:-1]), "phecodes: found 199 rows, needed 200"),
+        (lambda s, y: phecode_auc(s, np.full((200, 1), "a")), "phecodes: found ndarray that is not numeric"),
+        (lambda s, y: logistic_association(s[:, 0] * np.nan, y[:, 0]), "x: found nan at row 0, column 0"),
+        (lambda s, y: logistic_association(s[:, 0], y[:, 0], s[:9]), "covariates: found 9 rows, needed 200"),
+        (lambda s, y: logistic_association(s[:, 0], 2 * y[:, 0]), "y: found 2.0, needed 0, 1 or NaN"),
+        (lambda s, y: adjust_p_values(np.array([np.nan, np.inf])), "p: found values from inf to inf, needed 0 to 1"),
+        (lambda s, y: class_activation(s, 2 * np.eye(2)), "prototype_class: found 2.0, needed 0, 1"),
+        (lambda s, y: intra_class_distance(s[:2] * [[1], [0]], np.eye(2)), "prototypes: found length 0 at row 1"),
+        (lambda s, y: intra_class_distance(s[0], np.eye(2)), r"prototypes: found shape \[2\], needed \[P D\]"),
+        (lambda s, y: mixed_significance(np.eye(2) * 3, np.eye(2)), "significant: found 3, needed booleans"),
+        (lambda s, y: mixed_significance(np.eye(2), np.eye(3)), "prototype_class: found 3 rows, needed 2"),
+        (lambda s, y: intra_class_distance_test(s[:2, 0], np.full((2, 1), 3)), "mixed: found the status 3, needed -1"),
+        (lambda s, y: intra_class_distance_test(s[:2, 0], np.eye(3)), r"mixed: found shape \[3, 3\] beside"),
+        (lambda s, y: fit_phecode_predictor(s, y[:, 0] * np.nan, range(200)), "labels: found NaN, needed 0 or 1"),
+        (lambda s, y: fit_phecode_predictor(s, y[:9, 0], range(200)), r"found \[9\] and 200, needed 200 of each"),
+        (lambda s, y: fit_phecode_predictor(s, y[:, 0], range(200), 1.0), "test_size: found 1.0, needed a number"),
         (lambda s, y: fit_phecode_predictor(s, y[:, 0], ["one"] * 200), "patient_ids: found 1 patient"),
         (lambda s, y: fit_phecode_predictor(s, y[:, 0] * 0, range(200)), "one class only"),
     ],
@@ -138,287 +250,6 @@ def test_missing_outcomes_are_dropped_per_phecode():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(*made())
-
-
-@pytest.mark.parametrize(
-    ("code", "version", "normal"),
-    [
-        ("I4891", 10, "I48.91"),
-        (" i48.0 ", 10, "I48.0"),
-        ("I10", 10, "I10"),
-        ("42731", 9, "427.31"),
-        ("V4501", 9, "V45.01"),
-        ("E8790", 9, "E879.0"),
-        ("E879", 9, "E879"),
-        ("E119", 10, "E11.9"),
-        ("0389", 9, "038.9"),
-    ],
-)
-def test_icd_codes_get_their_dot(code, version, normal):
-    assert normalize_icd(code, version) == normal
-
-
-def test_other_icd_versions_are_refused():
-    with pytest.raises(ValueError, match="version: found 11, needed 9 or 10"):
-        normalize_icd("I48", 11)
-
-
-MAP = """vocabulary_id,code,phecode
-ICD10CM,I48.91,427.21
-ICD10CM,I48.0,427.21
-ICD9CM,427.31,427.21
-ICD10CM,I50.9,428.1
-ICD10CM,A41.9,038
-ICD10CM,A41.9,994.2
-ICD10CM,Z00.0,
-ICD10CM,N17.9,585.1
-ICD10CM,I21.4,411.2
-ICD10CM,E11.9,250.2
-ICD10CM,E10.2,250.41
-"""
-ROLLUP = """code,phecode_unrolled
-427.21,427.21
-427.21,427.2
-427.21,427
-428.1,428.1
-428.1,428
-038,038
-994.2,994.2
-250.41,250.41
-250.41,250.4
-"""
-
-
-@pytest.fixture
-def files(tmp_path):
-    (tmp_path / "map.csv").write_text(MAP)
-    (tmp_path / "rollup.csv").write_text(ROLLUP)
-    return tmp_path
-
-
-def test_map_of_three_columns(files):
-    found = load_phecode_map(files / "map.csv")
-    assert found["ICD10CM", "I48.91"] == found["ICD9CM", "427.31"] == {"427.21"}
-    assert found["ICD10CM", "A41.9"] == {"038", "994.2"}
-    assert not found.get(("ICD10CM", "Z00.0"))
-
-
-def test_map_of_eight_columns_in_cp1252(tmp_path):
-    header = "icd10cm,icd10cm_str,phecode,phecode_str,exclude_range,exclude_name,leaf,rollup"
-    rows = ["I48.91,Flutter – unspecified,427.21,Atrial fibrillation,426-427.99,x,1,1", "M35.2,Behçet,008,b,1-9,x,1,1"]
-    (tmp_path / "icd10.csv").write_bytes("\n".join([header, *rows]).encode("cp1252"))
-    found = load_phecode_map(tmp_path / "icd10.csv")
-    assert found == {("ICD10CM", "I48.91"): {"427.21"}, ("ICD10CM", "M35.2"): {"008"}}
-
-
-def test_files_with_other_columns_are_named(tmp_path):
-    (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
-    for load in (load_phecode_map, load_rollup_map):
-        with pytest.raises(ValueError, match=r"bad\.csv.*found columns \['a', 'b'\]"):
-            load(tmp_path / "bad.csv")
-        with pytest.raises(ValueError, match="no such file"):
-            load(tmp_path / "none.csv")
-
-
-def test_rollup_follows_the_file_and_not_the_decimals(files):
-    mapped, rollup = load_phecode_map(files / "map.csv"), load_rollup_map(files / "rollup.csv")
-    codes, vocabularies = ["I48.91", "E10.2", "X99"], ["ICD10CM"] * 3
-    assert map_to_phecodes(codes, vocabularies, mapped, rollup) == [
-        {"427.21", "427.2", "427"},
-        {"250.41", "250.4"},
-        set(),
-    ]
-    assert map_to_phecodes(codes, vocabularies, mapped) == [{"427.21"}, {"250.41"}, set()]
-
-
-def test_matrix_counts_dates_and_keeps_unmapped_persons(files):
-    mapped = load_phecode_map(files / "map.csv")
-    persons, codes = ["b", "b", "a", "a"], ["I48.91", "I48.0", "I50.9", "I50.9"]
-    arguments = (persons, codes, ["ICD10CM"] * 4, mapped)
-    people, names, matrix = phecode_matrix(*arguments, all_persons=["c", "a", "b"])
-    assert (people, names) == (["a", "b", "c"], ["427.21", "428.1"])
-    assert matrix.tolist() == [[0, 1], [1, 0], [0, 0]]
-    assert matrix.dtype == np.int8
-    *_, twice = phecode_matrix(*arguments, min_count=2)
-    assert twice.tolist() == [[0, 1], [1, 0]]
-    *_, dated = phecode_matrix(*arguments, dates=["d1", "d2", "d1", "d1"], min_count=2)
-    assert dated.tolist() == [[0, 0], [1, 0]]
-
-
-def test_examples_from_padded_codes_without_dots(files):
-    mapped = load_phecode_map(files / "map.csv")
-    expected = {
-        "i4891 ": "427.21",
-        "I480": "427.21",
-        "I509": "428.1",
-        "N179": "585.1",
-        "I214": "411.2",
-        "E119": "250.2",
-    }
-    codes = [normalize_icd(code, 10) for code in expected]
-    assert map_to_phecodes(codes, ["ICD10CM"] * 6, mapped) == [{phecode} for phecode in expected.values()]
-    assert map_to_phecodes([normalize_icd("42731", 9)] * 2, ["ICD9CM", "ICD10CM"], mapped) == [{"427.21"}, set()]
-
-
-def test_phecodes_are_strings_and_one_code_counts_once_per_ancestor():
-    mapped = {("ICD10CM", "A"): {"008", "8"}, ("ICD10CM", "B"): {"8.1", "8.2"}}
-    rollup = {"8.1": {"8.1", "8"}, "8.2": {"8.2", "8"}}
-    arguments = (["p", "p"], ["A", "B"], ["ICD10CM"] * 2, mapped, rollup)
-    _, names, matrix = phecode_matrix(*arguments)
-    assert (names, matrix.tolist()) == (["008", "8", "8.1", "8.2"], [[1, 1, 1, 1]])
-    assert phecode_matrix(*arguments, min_count=2)[2].tolist() == [[0, 1, 0, 0]]
-    assert phecode_matrix(*arguments, min_count=3)[2].tolist() == [[0, 0, 0, 0]]
-    assert mapped["ICD10CM", "B"] == {"8.1", "8.2"}
-
-
-def test_matrix_takes_arrays_and_series_of_any_index():
-    codes, mapped = pd.Series(["A", "A"], index=[7, 9]), {("ICD9CM", "A"): {"1"}}
-    people, _, matrix = phecode_matrix(
-        pd.Series(["p", "p"], index=[7, 9]),
-        codes,
-        ["ICD9CM"] * 2,
-        mapped,
-        dates=pd.Series(["2020", "2021"], index=[7, 9]),
-        min_count=2,
-        all_persons=np.array(["q", "p"]),
-    )
-    assert (list(people), matrix.tolist()) == (["p", "q"], [[1], [0]])
-
-
-@pytest.mark.bad_input
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: map_to_phecodes(["A", "B"], ["ICD9CM"], {}), "vocabularies: found 1, needed 2"),
-        (lambda: phecode_matrix(["p"], ["A", "B"], ["ICD9CM"] * 2, {}), "found 1, 2 and none, needed as many"),
-        (lambda: phecode_matrix(["p"], ["A"], ["ICD9CM"], {}, dates=[]), "found 1, 1 and 0, needed as many"),
-        (lambda: phecode_matrix(["p"], ["A"], ["ICD9CM"], {}, min_count=0), "min_count: found 0, needed at least 1"),
-        (lambda: normalize_icd("  ", 10), "code: found nothing, needed an ICD code"),
-        (lambda: normalize_icd("I48", "10"), "version: found '10', needed 9 or 10"),
-    ],
-)
-def test_bad_codes_are_named(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
-def test_odd_files_are_read_or_named(tmp_path):
-    path = tmp_path / "map.csv"
-    path.write_bytes('\ufeffICD10CM,"Phecode",icd10cm_str\r\n a00 ,008,"a, b"\r\nB00,8\r\n\r\nC00\r\n'.encode())
-    assert load_phecode_map(path) == {("ICD10CM", "A00"): {"008"}, ("ICD10CM", "B00"): {"8"}}
-    path.write_text("icd10cm,icd10cm_str,phecode\nA00,one\x0bcell\u2028of text,008\n", encoding="utf-8")
-    assert load_phecode_map(path) == {("ICD10CM", "A00"): {"008"}}
-    for load, columns in (
-        (load_phecode_map, "vocabulary_id,code,phecode"),
-        (load_rollup_map, "code,phecode_unrolled"),
-    ):
-        path.write_text(f'{columns}\n"{"x" * 200_000}')
-        with pytest.raises(ValueError, match=r"map\.csv': found a line that is not CSV .*needed comma"):
-            load(path)
-        path.write_text("")
-        with pytest.raises(ValueError, match=r"map\.csv': the file is empty"):
-            load(path)
-
-
-def test_admissions_include_their_ends_and_share_no_patients():
-    records = pd.DataFrame(
-        {
-            "subject_id": [1, 1, 1, 2, 2],
-            "study_id": [13, 12, 11, 21, 22],
-            "ecg_time": ["2020-01-01", "2020-01-01", "2020-01-05 00:00:00", "2020-01-01", "2020-01-05 00:00:01"],
-            "path": list("abcde"),
-        }
-    )
-    admissions = pd.DataFrame(
-        {
-            "subject_id": [1, 1, 2],
-            "hadm_id": [100, 101, 200],
-            "admittime": ["2020-01-01", "2020-01-05", "2020-01-02"],
-            "dischtime": ["2020-01-04", "2020-01-09", "2020-01-05"],
-        }
-    )
-    diagnoses = pd.DataFrame({"hadm_id": [100, 101, 200], "icd_code": ["A", "B", "C"], "icd_version": [9, 10, 10]})
-    found = link_admissions(records, admissions, diagnoses)
-    # study 12 before 13 by number, both at the hour of admission; patient 2 has no ECG within the stay
-    assert found[["hadm_id", "study_id", "icd_code", "path"]].values.tolist() == [
-        [100, 12, "A", "b"],
-        [101, 11, "B", "c"],
-    ]
-    assert list(found.columns) == [*records.columns, "hadm_id", "icd_code", "icd_version"]
-
-
-def test_ecgs_belong_to_the_admission_they_lie_in():
-    records = pd.DataFrame(
-        {
-            "subject_id": [1, 1, 1, 2],
-            "study_id": [10, 11, 12, 20],
-            "ecg_time": ["2020-01-02 10:00", "2020-01-02 09:00", "2020-03-01", "2020-01-02"],
-        }
-    )
-    admissions = pd.DataFrame(
-        {"subject_id": [1, 2], "hadm_id": [100, 200], "admittime": ["2020-01-01"] * 2, "dischtime": ["2020-01-05"] * 2}
-    )
-    diagnoses = pd.DataFrame({"hadm_id": [100, 100, 300], "icd_code": ["I4891", "I10", "X"], "icd_version": [10] * 3})
-    found = link_admissions(records, admissions, diagnoses)
-    assert found["study_id"].tolist() == [11, 11]  # the first of admission 100; 200 has no diagnosis, 12 no admission
-    assert found["icd_code"].tolist() == ["I4891", "I10"]
-    with pytest.raises(ValueError, match=r"admissions: found columns .* needed also"):
-        link_admissions(records, admissions.drop(columns="dischtime"), diagnoses)
-
-
-def test_diagnoses_of_any_form(tmp_path, files):
-    path = tmp_path / "d.csv"
-    path.write_text("record,icd_code,icd_version\nr1,I4891,10\nr2,,10\nr3,42731,9\n")
-    names, matrix = diagnosis_matrix(
-        load_diagnoses(path), ["r3", "r2", "r1"], by="record", phecode_map=files / "map.csv"
-    )
-    assert (names, matrix.tolist()) == (["427.21"], [[1], [0], [1]])
-    with pytest.warns(UserWarning, match="no phecode map"):
-        names, matrix = diagnosis_matrix(load_diagnoses(path), ["r1", "r3"], by="record")
-    assert (names, matrix.tolist()) == (["ICD10CM I48", "ICD9CM 427"], [[1, 0], [0, 1]])
-    path.write_text("patient_id,diagnosis\n7,amyloidosis\n8,\n")
-    names, matrix = diagnosis_matrix(load_diagnoses(path), ["7", "8"], by="patient_id")
-    assert (names, matrix.tolist()) == (["amyloidosis"], [[1], [0]])
-
-
-def test_columns_of_diagnoses_that_are_complete_win(tmp_path):
-    table = pd.DataFrame({"record": ["r1"], "icd_code": ["I10"], "diagnosis": ["hypertension"]})
-    assert diagnosis_matrix(table, ["r1"], by="record")[0] == ["hypertension"]
-
-
-@pytest.mark.parametrize(
-    ("change", "by", "message"),
-    [
-        ({}, "patient_id", "found columns .*'record'.*needed 'patient_id'"),
-        ({"icd_version": ["10", "11"]}, "record", "found icd_version '11', needed 9 or 10"),
-        ({"icd_version": None}, "record", "found columns .*needed 'record' and one of"),
-        ({"record": ["x", "y"]}, "record", "no outcome for any of the 2 persons; does the column 'record' match"),
-    ],
-)
-def test_diagnoses_that_do_not_fit_are_named(change, by, message):
-    table = pd.DataFrame({"record": ["r1", "r2"], "icd_code": ["I10", "I48"], "icd_version": ["10", "10"]} | change)
-    table = table.dropna(axis=1)
-    with pytest.raises(ValueError, match=message), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        diagnosis_matrix(table, ["r1", "r2"], by=by)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "cannot be read"),
-        ("record,phecode\nr1,427,\n", "cannot be read as CSV"),
-        ("record,phecode\nr1,427\nr2,427,1\n", "cannot be read as CSV"),
-        ("a,diagnosis\n1,2\n", "needed 'record' or 'patient_id'"),
-        ("record,code\n1,2\n", "needed 'phecode', or 'icd_code' and 'icd_version', or 'diagnosis'"),
-        ("record,diagnosis\n", "has no row"),
-    ],
-)
-def test_bad_diagnoses_are_named(tmp_path, text, message):
-    (tmp_path / "d.csv").write_text(text)
-    with pytest.raises(ValueError, match=message) as error:
-        load_diagnoses(tmp_path / "d.csv")
-    assert "d.csv" in str(error.value)
 
 
 def study(tmp_path, **changes):
