@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import mannwhitneyu, norm
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from statsmodels.api import Logit, add_constant
 from statsmodels.stats.multitest import multipletests
@@ -341,17 +342,27 @@ def test_many_prototypes_in_blocks_are_the_same_as_one_by_one():
         np.testing.assert_allclose(alone.beta[0], together.beta[p], rtol=1e-9)
 
 
-def test_predictor_keeps_patients_apart_and_finds_the_signal():
+def test_predictor_is_scikit_learn_on_patients_kept_apart():
+    """Powers of 3 as activation: the training mean, written in base 3, tells how often each patient was trained on."""
     rng = np.random.default_rng(0)
-    patients = np.repeat(np.arange(150), 2)
-    scores = rng.normal(size=(300, 4))
-    labels = (scores[:, 0] + 0.3 * rng.normal(size=300) > 0).astype(int)
-    area, model = fit_phecode_predictor(scores, labels, patients.tolist(), seed=1)
-    assert area > 0.9
-    scaler = model.steps[0][1]
-    assert scaler.n_samples_seen_ == 240  # 120 patients of two recordings
-    again, _ = fit_phecode_predictor(scores, labels, patients.tolist(), seed=1)
-    assert again == area
+    patients = rng.permutation(np.repeat(np.arange(30), 2))
+    scores = np.column_stack([3.0**patients, rng.normal(size=(60, 3))])
+    labels = (scores[:, 1] + 0.8 * rng.normal(size=60) > 0).astype(int)
+    splits = set()
+    for seed in range(5):
+        area, model = fit_phecode_predictor(scores, labels, [f"p{i}" for i in patients], seed=seed)
+        scaler, regression = (step for _, step in model.steps)
+        total = round(scaler.mean_[0] * scaler.n_samples_seen_)
+        times = [total // 3**patient % 3 for patient in range(30)]
+        assert sorted(times) == [0] * 6 + [2] * 24
+        train = np.array(times)[patients] == 2
+        z = (scores - scores[train].mean(axis=0)) / scores[train].std(axis=0)
+        reference = LogisticRegression(C=1.0, max_iter=1000).fit(z[train], labels[train])
+        np.testing.assert_allclose(regression.coef_, reference.coef_, rtol=1e-6)
+        assert area == pytest.approx(roc_auc_score(labels[~train], reference.predict_proba(z[~train])[:, 1]))
+        assert fit_phecode_predictor(scores, labels, [f"p{i}" for i in patients], seed=seed)[0] == area
+        splits.add(tuple(times))
+    assert len(splits) > 1
 
 
 def test_frame_is_long_and_complete():
