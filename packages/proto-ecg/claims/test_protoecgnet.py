@@ -2,6 +2,8 @@
 
 Six labels, of which (0, 1) and (2, 3) co-occur; each active label adds a bump of its own to twelve leads of noise.
 Baseline of the first figure: the same network without the term; of the second: the same network with a linear head.
+The first figure is of the prototypes as they were trained. Projection takes each to a training record, which carries
+co-occurring labels at once, and there both networks group alike (0.45 and 0.57 with the term, 0.50 and 0.52 without).
 
 The second test is no claim of the paper: the whole curriculum learns on the real excerpt of 500 PTB-XL records, not
 worse than a plain ResNet of the same size that is trained as long. The 51 test records make single figures rough.
@@ -88,8 +90,17 @@ def linear_head(signals, targets, train, seed):
         return macro_auroc(net(signals[train:]).sigmoid(), targets[train:])
 
 
+def grouping(prototypes):
+    """Mean cosine of prototypes of co-occurring classes minus that of all other pairs of classes."""
+    unit = F.normalize(prototypes, dim=1)
+    cosine = (unit @ unit.T).reshape(CLASSES, PER_CLASS, CLASSES, PER_CLASS).mean((1, 3))
+    together = torch.stack([cosine[a, b] for a, b in PAIRS]).mean()
+    apart = torch.stack([cosine[a, b] for a, b in combinations(range(CLASSES), 2) if (a, b) not in PAIRS]).mean()
+    return float(together - apart)
+
+
 def prototypes(signals, targets, train, seed, contrastive):
-    """Difference of prototype cosines (co-occurring minus other class pairs) and test macro-AUROC."""
+    """:func:`grouping` of the trained prototypes, and test macro-AUROC with projected ones."""
     torch.manual_seed(seed)
     identity = prototype_class_matrix(CLASSES, PER_CLASS)
     body = nn.Sequential(encoder(), nn.Linear(64, DIM), nn.ReLU(), nn.Linear(DIM, DIM), nn.Sigmoid())
@@ -104,6 +115,7 @@ def prototypes(signals, targets, train, seed, contrastive):
         loss = criterion(similarity @ weight.T, targets[rows], similarity, layer.prototypes, identity, cooccurrence)
         loss.backward()
         optimizer.step()
+    gap = grouping(layer.prototypes.detach())
     body.eval()
     with torch.no_grad():
         features = torch.cat([body(part) for part in signals.split(256)])
@@ -119,12 +131,8 @@ def prototypes(signals, targets, train, seed, contrastive):
         optimizer.zero_grad()
         F.binary_cross_entropy_with_logits(head(similarity[:train]), targets[:train]).backward()
         optimizer.step()
-    unit = F.normalize(projected, dim=1)
-    cosine = (unit @ unit.T).reshape(CLASSES, PER_CLASS, CLASSES, PER_CLASS).mean((1, 3))
-    together = torch.stack([cosine[a, b] for a, b in PAIRS]).mean()
-    apart = torch.stack([cosine[a, b] for a, b in combinations(range(CLASSES), 2) if (a, b) not in PAIRS]).mean()
     with torch.no_grad():
-        return float(together - apart), macro_auroc(head(similarity[train:]).sigmoid(), targets[train:])
+        return gap, macro_auroc(head(similarity[train:]).sigmoid(), targets[train:])
 
 
 @pytest.mark.claim
