@@ -147,7 +147,9 @@ def test_phecodes_are_strings_and_one_code_counts_once_per_ancestor():
     assert mapped["ICD10CM", "B"] == {"8.1", "8.2"}
 
 
+@pytest.mark.bad_input
 def test_matrix_takes_arrays_and_series_of_any_index():
+    """Series are not of the annotated type, yet what people pass."""
     codes, mapped = pd.Series(["A", "A"], index=[7, 9]), {("ICD9CM", "A"): {"1"}}
     people, _, matrix = phecode_matrix(
         pd.Series(["p", "p"], index=[7, 9]),

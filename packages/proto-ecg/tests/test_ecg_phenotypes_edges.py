@@ -94,6 +94,7 @@ def without_maximum():
         "covariate constant where outcomes are": (x, known, half),
         "activation constant where outcomes are": (np.where(half, 0.3, x), known, None),
         "activation is a covariate in other units": (x, sick, 37 * x - 1e3),
+        "activation is a covariate but for rounding": (x, sick, x.astype(np.float32)),
     }
 
 
