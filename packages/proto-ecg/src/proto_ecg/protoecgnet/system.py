@@ -158,6 +158,7 @@ class ProtoECGNet(ExplainsECG, StoresECGNet, LightningModule):
             lam_contrastive=loss.contrastive,
             lam_sparsity=loss.sparsity,
             masking=loss.masking,
+            gather_distributed=True,
         )
         self.register_buffer("thresholds", torch.full((self.num_classes,), 0.5))
         for name in self.branch_names:
