@@ -201,26 +201,34 @@ def test_odd_files_are_read_or_named(tmp_path):
 def test_admissions_include_their_ends_and_share_no_patients():
     records = pd.DataFrame(
         {
-            "subject_id": [1, 1, 1, 2, 2],
-            "study_id": [13, 12, 11, 21, 22],
-            "ecg_time": ["2020-01-01", "2020-01-01", "2020-01-05 00:00:00", "2020-01-01", "2020-01-05 00:00:01"],
-            "path": list("abcde"),
+            "subject_id": [1, 1, 1, 2, 2, 3],
+            "study_id": [13, 12, 11, 21, 22, 31],
+            "ecg_time": [
+                "2020-01-01",
+                "2020-01-01",
+                "2020-01-05 00:00:00",
+                "2020-01-01",
+                "2020-01-05 00:00:01",
+                "2020-01-06",
+            ],
+            "path": list("abcdef"),
         }
     )
     admissions = pd.DataFrame(
         {
-            "subject_id": [1, 1, 2],
-            "hadm_id": [100, 101, 200],
-            "admittime": ["2020-01-01", "2020-01-05", "2020-01-02"],
-            "dischtime": ["2020-01-04", "2020-01-09", "2020-01-05"],
+            "subject_id": [1, 1, 2, 3],
+            "hadm_id": [100, 101, 200, 300],
+            "admittime": ["2020-01-01", "2020-01-05", "2020-01-02", "2020-01-03"],
+            "dischtime": ["2020-01-04", "2020-01-09", "2020-01-05", "2020-01-06"],
         }
     )
-    diagnoses = pd.DataFrame({"hadm_id": [100, 101, 200], "icd_code": ["A", "B", "C"], "icd_version": [9, 10, 10]})
+    diagnoses = pd.DataFrame({"hadm_id": [100, 101, 200, 300], "icd_code": list("ABCD"), "icd_version": [9] * 4})
     found = link_admissions(records, admissions, diagnoses)
-    # study 12 before 13 by number, both at the hour of admission; patient 2 has no ECG within the stay
+    # study 12 before 13 by number, both at the hour of admission; 31 at that of discharge; patient 2 has none inside
     assert found[["hadm_id", "study_id", "icd_code", "path"]].values.tolist() == [
         [100, 12, "A", "b"],
         [101, 11, "B", "c"],
+        [300, 31, "D", "f"],
     ]
     assert list(found.columns) == [*records.columns, "hadm_id", "icd_code", "icd_version"]
 
