@@ -58,8 +58,8 @@ def adjust_p_values(p: Real[Array, "*shape"], method: str = "bonferroni") -> Flo
         adjusted[counted] = np.minimum(1.0, found * len(found))
         return adjusted
     order = np.argsort(found, kind="stable")
-    scaled = found[order] * len(found) / np.arange(1, len(found) + 1)
+    scaled = found[order] * (len(found) / np.arange(1, len(found) + 1))
     result = np.empty_like(found)
-    result[order] = np.minimum(1.0, np.minimum.accumulate(scaled[::-1])[::-1])
+    result[order] = np.minimum.accumulate(scaled[::-1])[::-1]
     adjusted[counted] = result
     return adjusted
