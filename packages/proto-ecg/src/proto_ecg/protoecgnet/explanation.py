@@ -108,8 +108,11 @@ class ExplainsECG:
         found, where = found.double().cpu(), torch.cat(places, 1).cpu()
         probabilities = logits.sigmoid()
         results = []
+        known = self._cases()
         for n, sample_id in enumerate(sample_ids):
             chosen = self._chosen(probabilities[n], labels)
+            spots = where[n].tolist()
+            own = [self._location(known[p][0], spot, signals.shape[-1]) for p, spot in enumerate(spots)]
             results.append(
                 tuple(
                     Explanation(
@@ -119,7 +122,7 @@ class ExplainsECG:
                         probability=float(probabilities[n, c]),
                         threshold=float(net.thresholds[c]),
                         bias=float(bias[c]),
-                        evidence=self._evidence(found[n], where[n], weight[c], signals.shape[-1]),
+                        evidence=self._evidence(known, found[n], own, weight[c]),
                     )
                     for c in chosen
                 )
@@ -135,19 +138,30 @@ class ExplainsECG:
             chosen = chosen or [int(probabilities.argmax())]
         return sorted(chosen, key=lambda c: -float(probabilities[c]))
 
-    def _evidence(self, similarity: Tensor, where: Tensor, weight: Tensor, length: int) -> tuple[Evidence, ...]:
+    def _cases(self) -> list[tuple[str, tuple[str, ...], Case | None]]:
+        """Branch, classes and case of every prototype."""
         net = cast("ProtoECGNet", self)
-        records: list[Evidence] = []
-        values, places, weights = similarity.tolist(), where.tolist(), weight.tolist()
+        known: list[tuple[str, tuple[str, ...], Case | None]] = []
         for name in net.branch_names:
             layer = net.branch(name).layer
             index, position = layer.case_index.tolist(), layer.case_position.tolist()
             for row, classes in enumerate(self._prototype_classes(name)):
-                p = len(records)
                 case = None
                 if layer.case_ids[row]:
                     place = self._location(name, position[row], net.num_samples)
                     case = Case(layer.case_ids[row], index[row], place, tuple(layer.case_labels[row]))
-                own = self._location(name, places[p], length)
-                records.append(Evidence(p, name, classes, values[p], weights[p], own, case))
-        return tuple(sorted(records, key=lambda item: -item.contribution))
+                known.append((name, classes, case))
+        return known
+
+    def _evidence(
+        self,
+        known: Sequence[tuple[str, tuple[str, ...], Case | None]],
+        similarity: Tensor,
+        places: Sequence[Location],
+        weight: Tensor,
+    ) -> tuple[Evidence, ...]:
+        order = (-similarity * weight).argsort(stable=True).tolist()
+        values, weights = similarity.tolist(), weight.tolist()
+        return tuple(
+            Evidence(p, known[p][0], known[p][1], values[p], weights[p], places[p], known[p][2]) for p in order
+        )
