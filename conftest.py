@@ -46,16 +46,19 @@ def ptbxl_500(test_data: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _shape_checks(request: pytest.FixtureRequest):
-    """With PROTO_SHAPE_CHECKS=1 annotations are checked in every test but those that feed wrong input or measure time.
+    """With PROTO_SHAPE_CHECKS=1 annotations are checked in every test but those that feed wrong input.
 
     A test that looks for an error (``pytest.raises`` in its source, or the marker ``bad_input``) wants the library's
-    own message, not the checker's.
+    own message, not the checker's. Tests marked ``unchecked`` are left to a run without the check.
     """
     from jaxtyping import config
 
+    if os.environ.get("PROTO_SHAPE_CHECKS") == "1" and request.node.get_closest_marker("unchecked"):
+        pytest.skip("measures time or compiles: `pytest -m unchecked` runs it without the check of annotations")
+
     function = getattr(request, "function", None)
     source = inspect.getsource(function) if inspect.isfunction(function) else ""
-    if "pytest.raises" not in source and not any(map(request.node.get_closest_marker, ("bad_input", "timed"))):
+    if "pytest.raises" not in source and not request.node.get_closest_marker("bad_input"):
         yield
         return
     config.update("jaxtyping_disable", True)

@@ -141,6 +141,7 @@ def test_compiled_whole_gives_the_same(loss: nn.Module) -> None:
     )
 
 
+@pytest.mark.unchecked
 @pytest.mark.bad_input  # as above
 def test_terms_of_prototypes_compile_whole() -> None:
     _, _, identity = batch()

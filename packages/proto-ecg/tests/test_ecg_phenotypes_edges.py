@@ -290,6 +290,38 @@ def test_study_writes_what_it_finds(tmp_path):
     assert (folder / "figure.svg").read_text().startswith("<?xml")
 
 
+def test_predictor_of_cases_in_one_patient_is_nan_and_the_study_goes_on(tmp_path):
+    _, outcomes, _ = study(tmp_path)
+    patients = np.where(outcomes[:, 0] == 1, "one", np.arange(240).astype(str))
+    *_, found = study(tmp_path, patient_ids=patients.tolist(), predicted=2)
+    area = found.prediction.set_index("phecode")["auc_held_out"]
+    assert np.isnan(area["I48"])
+    assert area["I21"] > 0.6
+    assert (tmp_path / "out/prediction.csv").is_file()
+
+
+def test_phecodes_that_were_not_fitted_are_neither_mixed_nor_uniform(tmp_path):
+    _, outcomes, _ = study(tmp_path)
+    outcomes = np.column_stack([outcomes[:, 0], np.arange(240) < 7])
+    *_, found = study(tmp_path, outcomes=outcomes)
+    assert (found.mixed["I21"] == -1).all()
+    assert (found.mixed["I48"] >= 0).any()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"patient_ids": ["a"] * 3}, "patient_ids: found 3, needed 240"),
+        ({"rivals": {"concept": np.zeros((3, 1))}}, r"rivals\['concept'\]: found 3 rows, needed 240"),
+        ({"rivals": {"prototype": np.zeros((240, 1))}}, "rivals: the name 'prototype' is taken"),
+    ],
+)
+def test_bad_arguments_of_a_study_are_named(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        study(tmp_path, **change)
+
+
 def test_study_without_enough_cases_says_how_many_there_are(tmp_path):
     outcomes = np.zeros((240, 2))
     outcomes[:7] = 1

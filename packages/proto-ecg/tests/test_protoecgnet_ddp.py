@@ -78,7 +78,7 @@ def work(rank, world):
     return found
 
 
-@pytest.mark.timed
+@pytest.mark.unchecked
 def test_two_processes_are_one_with_the_joined_batch(tmp_path):
     command = [sys.executable, str(Path(__file__).resolve()), str(tmp_path)]
     processes = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in (0, 1)]

@@ -52,9 +52,18 @@ def _trainer(out: Path, name: str, settings: str) -> pl.Trainer:
 
 def run(arguments: Any) -> int:
     """Run the command."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        return _run(arguments)
+    finally:
+        logger.setLevel(level)
+
+
+def _run(arguments: Any) -> int:
     started = time.monotonic()
     out = writable_folder(arguments.out, "--out")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
     pl.seed_everything(arguments.seed, workers=True, verbose=False)
     overrides = ["--data.num_records", str(arguments.records), "--data.seed", str(arguments.seed)]

@@ -257,7 +257,7 @@ def draw_strip(
 
 
 def strongest_leads(
-    windows: Sequence[tuple[Float[np.ndarray, "leads L"], Window]],
+    windows: Sequence[tuple[Float[np.ndarray, "leads _"], Window]],
     *,
     k: int = STRIP_LEADS,
     lead_names: Sequence[str] = STANDARD_LEADS,

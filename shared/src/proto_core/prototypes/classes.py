@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import combinations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 __all__ = ["check_class_identity", "init_classifier_weight", "prototype_class_matrix"]
@@ -62,7 +62,7 @@ def check_class_identity(class_identity: Tensor) -> None:
 
 
 def init_classifier_weight(
-    prototype_class: Float[Tensor, "P C"], correct: float = 1.0, incorrect: float = -0.5
+    prototype_class: Shaped[Tensor, "P C"], correct: float = 1.0, incorrect: float = -0.5
 ) -> Float[Tensor, "C P"]:
     """Classifier weight that starts at ``correct`` for own-class prototypes and ``incorrect`` elsewhere.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from proto_core.distances import cosine_similarity
@@ -42,7 +42,7 @@ class PrototypeLayer(nn.Module):
     case_index: Tensor
     case_position: Tensor
 
-    def __init__(self, shape: Sequence[int], class_identity: Float[Tensor, "P C"]) -> None:
+    def __init__(self, shape: Sequence[int], class_identity: Shaped[Tensor, "P C"]) -> None:
         super().__init__()
         check_class_identity(class_identity)
         count = len(class_identity)
@@ -144,7 +144,7 @@ class PointPrototypes(PrototypeLayer):
         torch.Size([5, 6])
     """
 
-    def __init__(self, dim: int, class_identity: Float[Tensor, "P C"]) -> None:
+    def __init__(self, dim: int, class_identity: Shaped[Tensor, "P C"]) -> None:
         super().__init__((dim,), class_identity)
 
     def forward(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N P"]:

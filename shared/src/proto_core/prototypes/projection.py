@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from proto_core.prototypes.layers import PrototypeLayer
@@ -55,7 +55,7 @@ class CaseSearch:
         class_identity: ``[P, C]``.
     """
 
-    def __init__(self, prototypes: Tensor, class_identity: Float[Tensor, "P C"]) -> None:
+    def __init__(self, prototypes: Tensor, class_identity: Shaped[Tensor, "P C"]) -> None:
         count, device = len(prototypes), prototypes.device
         if len(class_identity) != count:
             raise ValueError(f"class_identity: found {len(class_identity)} rows for {count} prototypes")

@@ -14,7 +14,7 @@ import math
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -172,7 +172,7 @@ class WindowPrototypes(PrototypeLayer):
         self,
         channels: int,
         window: int,
-        class_identity: Float[Tensor, "P C"],
+        class_identity: Shaped[Tensor, "P C"],
         *,
         pooling: Pooling = "mean",
         k: int = 5,

@@ -56,7 +56,7 @@ class StudyResult:
         table: the same as a long table.
         comparison: per phecode and kind of score: significant scores, largest ``|beta|``, best AUC.
         distances: per class of a branch: intra-class distance and number of prototypes.
-        mixed: per class and phecode: mixed significance.
+        mixed: per class and phecode: mixed significance, -1 also for phecodes that were not fitted.
         prediction: per phecode: AUC on held-out patients of all prototypes together; without rows if not asked for.
         cell_test: distance of mixed against uniform (class, phecode) cells.
         class_test: the same, each class once.
@@ -114,6 +114,15 @@ def phenotype_study(
     counts = [len(part.vectors) for part in branches.values()]
     if sum(counts) != scores.shape[1]:
         raise ValueError(f"activations: found {scores.shape[1]} columns, needed {sum(counts)}, one per prototype")
+    if patient_ids is not None and len(patient_ids) != len(scores):
+        raise ValueError(f"patient_ids: found {len(patient_ids)}, needed {len(scores)}, one per row of activations")
+    others = {"class activation": _class_activations(scores, branches, np.cumsum([0, *counts]))}
+    for name, values in (rivals or {}).items():
+        if name in ("prototype", *others):
+            raise ValueError(f"rivals: the name {name!r} is taken, needed another")
+        others[name] = float_matrix(values, f"rivals[{name!r}]", "N S")
+        if len(others[name]) != len(scores):
+            raise ValueError(f"rivals[{name!r}]: found {len(others[name])} rows, needed {len(scores)}")
     model = model or PrototypePhenotyper()
     found = model.fit(scores, outcomes, covariates)
     if not np.isfinite(found.beta).any():
@@ -123,16 +132,15 @@ def phenotype_study(
         )
     table = found.to_frame(prototype_names, outcome_names).sort_values("p_value", kind="stable", na_position="last")
 
-    starts = np.cumsum([0, *counts])
-    others = {"class activation": _class_activations(scores, branches, starts)}
-    others |= {name: float_matrix(values, f"rivals[{name!r}]", "N S") for name, values in (rivals or {}).items()}
     kinds = {"prototype": found} | {name: model.fit(values, outcomes, covariates) for name, values in others.items()}
     comparison = pd.concat([_best(name, result, outcome_names) for name, result in kinds.items()], ignore_index=True)
 
+    starts = np.cumsum([0, *counts])
+    fitted = np.isfinite(found.beta).any(axis=0)
     distance_rows, mixed_rows, all_distances, all_mixed = [], [], [], []
     for (branch, part), start, stop in zip(branches.items(), starts, starts[1:]):
         distance = intra_class_distance(part.vectors, part.class_identity)
-        mixed = mixed_significance(found.significant[start:stop], part.class_identity)
+        mixed = np.where(fitted, mixed_significance(found.significant[start:stop], part.class_identity), -1)
         members = np.asarray(part.class_identity).sum(axis=0)
         all_distances.append(distance)
         all_mixed.append(mixed)
@@ -142,8 +150,6 @@ def phenotype_study(
             )
             mixed_rows.append({"branch": branch, "class": name} | dict(zip(outcome_names, mixed[c].tolist())))
     distances, statuses = np.concatenate(all_distances), np.concatenate(all_mixed)
-    fitted = np.isfinite(found.beta).any(axis=0)
-    statuses = np.where(fitted[None, :], statuses, -1)
     anywhere = np.where((statuses >= 0).any(axis=1), (statuses == 1).any(axis=1).astype(np.int64), -1)
     result = StudyResult(
         associations=found,
@@ -175,7 +181,10 @@ def _predict(
     rows = []
     for k in track(order[:most], description="Predictors", disable=not most, console=Console(stderr=True)):
         present = labels[:, k] == labels[:, k]
-        area, _ = fit_phecode_predictor(scores[present], labels[present, k], patients[present].tolist())
+        try:
+            area, _ = fit_phecode_predictor(scores[present], labels[present, k], patients[present].tolist())
+        except ValueError:  # all cases, or all controls, are of one patient or fell to one side
+            area = float("nan")
         rows.append(
             {
                 "phecode": names[k],

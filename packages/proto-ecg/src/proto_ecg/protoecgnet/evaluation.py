@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from proto_core.metrics import auroc_per_label, calibration_error, f1_micro, f1_per_label, fmax, macro_auroc
@@ -15,7 +15,7 @@ __all__ = ["evaluate"]
 
 
 def evaluate(
-    scores: Float[Tensor, "N C"], targets: Float[Tensor, "N C"], thresholds: Float[Tensor, " C"], names: Sequence[str]
+    scores: Float[Tensor, "N C"], targets: Shaped[Tensor, "N C"], thresholds: Float[Tensor, " C"], names: Sequence[str]
 ) -> dict[str, Any]:
     """All figures of a fold.
 

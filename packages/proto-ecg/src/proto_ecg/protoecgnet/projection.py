@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from proto_core.prototypes import PointPrototypes, PrototypeLayer, WindowPrototypes, project_layer
@@ -29,7 +29,7 @@ def project_global(
     features: Float[Tensor, "N D"],
     targets: Float[Tensor, "N C"],
     prototypes: Float[Tensor, "P D"],
-    prototype_class: Float[Tensor, "P C"],
+    prototype_class: Shaped[Tensor, "P C"],
 ) -> tuple[Float[Tensor, "P D"], Int[Tensor, " P"]]:
     """Replace each prototype by the most similar feature among records with at least one of its classes.
 
@@ -56,7 +56,7 @@ def project_windows(
     features: Float[Tensor, "N F 1 T"],
     targets: Float[Tensor, "N C"],
     prototypes: Float[Tensor, "P F 1 W"],
-    prototype_class: Float[Tensor, "P C"],
+    prototype_class: Shaped[Tensor, "P C"],
 ) -> tuple[Float[Tensor, "P F 1 W"], Int[Tensor, " P"], Int[Tensor, " P"]]:
     """As :func:`project_global` for windows; also returns the index of each one's window (-1 where there is none).
 
