@@ -66,7 +66,7 @@ class CaseSearch:
         dtype = torch.promote_types(prototypes.dtype, torch.float32)
         self.similarity = torch.full((count,), -torch.inf, dtype=dtype, device=device)
 
-    def eligible(self, targets: Float[Tensor, "n C"]) -> Bool[Tensor, "n P"]:
+    def eligible(self, targets: Shaped[Tensor, "n C"]) -> Bool[Tensor, "n P"]:
         """Which samples carry at least one class of which prototype."""
         if targets.ndim != 2 or targets.shape[1] != self.identity.shape[1]:
             raise ValueError(f"targets: found shape {tuple(targets.shape)}, needed [N, {self.identity.shape[1]}]")

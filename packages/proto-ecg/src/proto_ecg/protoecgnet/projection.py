@@ -27,7 +27,7 @@ def _with_vectors(layer: PrototypeLayer, prototypes: Tensor) -> PrototypeLayer:
 
 def project_global(
     features: Float[Tensor, "N D"],
-    targets: Float[Tensor, "N C"],
+    targets: Shaped[Tensor, "N C"],
     prototypes: Float[Tensor, "P D"],
     prototype_class: Shaped[Tensor, "P C"],
 ) -> tuple[Float[Tensor, "P D"], Int[Tensor, " P"]]:
@@ -54,7 +54,7 @@ def project_global(
 
 def project_windows(
     features: Float[Tensor, "N F 1 T"],
-    targets: Float[Tensor, "N C"],
+    targets: Shaped[Tensor, "N C"],
     prototypes: Float[Tensor, "P F 1 W"],
     prototype_class: Shaped[Tensor, "P C"],
 ) -> tuple[Float[Tensor, "P F 1 W"], Int[Tensor, " P"], Int[Tensor, " P"]]:

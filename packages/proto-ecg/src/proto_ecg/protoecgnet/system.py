@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -272,7 +272,7 @@ class ProtoECGNet(ExplainsECG, StoresECGNet, LightningModule):
             rows = torch.as_tensor(data.train_set.rows)
             self.use_training_targets(torch.as_tensor(data.targets)[rows])
 
-    def use_training_targets(self, targets: Float[Tensor, "N C"]) -> None:
+    def use_training_targets(self, targets: Shaped[Tensor, "N C"]) -> None:
         """Compute co-occurrence and positive weights of every branch's label set from training targets ``[N, C]``.
 
         Raises:
