@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -116,7 +117,8 @@ def phenotype_study(
         raise ValueError(f"activations: found {scores.shape[1]} columns, needed {sum(counts)}, one per prototype")
     if patient_ids is not None and len(patient_ids) != len(scores):
         raise ValueError(f"patient_ids: found {len(patient_ids)}, needed {len(scores)}, one per row of activations")
-    others = {"class activation": _class_activations(scores, branches, np.cumsum([0, *counts]))}
+    starts = np.cumsum([0, *counts])
+    others = {"class activation": _class_activations(scores, branches, starts)}
     for name, values in (rivals or {}).items():
         if name in ("prototype", *others):
             raise ValueError(f"rivals: the name {name!r} is taken, needed another")
@@ -135,7 +137,6 @@ def phenotype_study(
     kinds = {"prototype": found} | {name: model.fit(values, outcomes, covariates) for name, values in others.items()}
     comparison = pd.concat([_best(name, result, outcome_names) for name, result in kinds.items()], ignore_index=True)
 
-    starts = np.cumsum([0, *counts])
     fitted = np.isfinite(found.beta).any(axis=0)
     distance_rows, mixed_rows, all_distances, all_mixed = [], [], [], []
     for (branch, part), start, stop in zip(branches.items(), starts, starts[1:]):
@@ -173,7 +174,7 @@ def _predict(
     patient_ids: Sequence[str] | None,
     most: int,
 ) -> pd.DataFrame:
-    """Held-out AUC of all prototypes together, for the outcomes with the smallest p."""
+    """Held-out AUC of all prototypes together, for the outcomes with the smallest p; NaN where it cannot be tested."""
     patients = np.asarray(patient_ids if patient_ids is not None else np.arange(len(scores)).astype(str))
     labels = label_matrix(outcomes, len(scores), "outcomes")
     smallest = np.where(np.isfinite(found.p_value), found.p_value, np.inf).min(axis=0)
@@ -181,10 +182,13 @@ def _predict(
     rows = []
     for k in track(order[:most], description="Predictors", disable=not most, console=Console(stderr=True)):
         present = labels[:, k] == labels[:, k]
+        reason = "the held-out patients are of one class only"
         try:
             area, _ = fit_phecode_predictor(scores[present], labels[present, k], patients[present].tolist())
-        except ValueError:  # all cases, or all controls, are of one patient or fell to one side
-            area = float("nan")
+        except ValueError as error:  # such as all cases in one patient: the other tables shall not be lost for it
+            area, reason = float("nan"), str(error)
+        if np.isnan(area):
+            warnings.warn(f"{names[k]}: its predictor cannot be tested ({reason})", stacklevel=3)
         rows.append(
             {
                 "phecode": names[k],
