@@ -36,7 +36,8 @@ def no_autocast(x: Shaped[Tensor, "*shape"]) -> AbstractContextManager[object]:
         torch.float32
     """
     device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    known = torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if known and torch.is_autocast_enabled(device) else nullcontext()
 
 
 def unit_vectors(x: Shaped[Tensor, "*batch D"], eps: float = 1e-12) -> Float[Tensor, "*batch D"]:

@@ -1,5 +1,10 @@
 """Losses, one family per file; all are ``nn.Module`` and return a scalar to minimise."""
 
+from proto_core.losses.orthogonal import (
+    OPLDistillationLoss,
+    OrthogonalProjectionLoss,
+    PerpetualOrthogonalProjectionLoss,
+)
 from proto_core.losses.prototype import (
     ClusterLoss,
     DiversityLoss,
@@ -17,6 +22,9 @@ __all__ = [
     "DiversityLoss",
     "MultiLabelClusterLoss",
     "MultiLabelSeparationLoss",
+    "OPLDistillationLoss",
+    "OrthogonalProjectionLoss",
+    "PerpetualOrthogonalProjectionLoss",
     "PrototypeContrastiveLoss",
     "SeparationLoss",
     "contrastive_of_gram",
