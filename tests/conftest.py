@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from tests.cli_runs import Run, fit
 
 from proto_ecg import GeneratedECG
+from tests.cli_runs import Run, fit
 
 
 @pytest.fixture(scope="session")

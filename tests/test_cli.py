@@ -10,6 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+
+from proto_core.training import Curriculum
+from proto_ecg import GeneratedECG, ProtoECGNet
 from tests.cli_runs import (
     QUIET,
     Killed,
@@ -23,9 +26,6 @@ from tests.cli_runs import (
     sums,
     weights,
 )
-
-from proto_core.training import Curriculum
-from proto_ecg import GeneratedECG, ProtoECGNet
 
 pytestmark = pytest.mark.usefixtures("command_line")
 

@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+from proto_ecg import ProtoECGNet
+from proto_ecg.data.leads import STANDARD_LEADS
 from tests.cli_runs import (
     DEMO,
     QUIET,
@@ -21,9 +24,6 @@ from tests.cli_runs import (
     fit_archive,
     refused,
 )
-
-from proto_ecg import ProtoECGNet
-from proto_ecg.data.leads import STANDARD_LEADS
 
 pytestmark = pytest.mark.usefixtures("command_line")
 

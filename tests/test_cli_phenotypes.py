@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+
 from tests.cli_runs import call, refused
 
 pytestmark = pytest.mark.usefixtures("command_line")

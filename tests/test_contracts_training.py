@@ -15,10 +15,10 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from tests.test_contracts import SYSTEMS, _own_cache, build, stages, trains
 from torch import Tensor
 
 from proto_core.training import enter_stage, read_checkpoint, save_checkpoint
+from tests.test_contracts import SYSTEMS, _own_cache, build, stages, trains
 
 __all__ = ["_own_cache"]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tools import bench, claims, new_system
 
 from proto_core.systems import Paper
+from tools import bench, claims, new_system
 
 ROOT = Path(__file__).resolve().parents[1]
 SENTENCES = {"alpha": "Alpha is better.", "beta": "Beta is better."}

@@ -240,7 +240,7 @@ def two_processes(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     file = tmp_path_factory.mktemp("ranks") / "answers"
-    code = "import sys; from shared.tests.test_losses_all import _rank; _rank(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])"
+    code = "import sys; from shared.tests.test_losses_all import _rank as r; r(*map(int, sys.argv[1:3]), sys.argv[3])"
     started = [
         subprocess.Popen([sys.executable, "-c", code, str(rank), str(port), str(file)], cwd=HERE.parents[1])
         for rank in range(2)

@@ -1,4 +1,4 @@
-"""What losses over pairs of samples share: checks, who is whose positive, sums over an N x N matrix that is never whole.
+"""What losses over pairs share: checks, who is whose positive, sums over an N x N matrix that is never whole.
 
 A loss over pairs is a sum over rows (anchors). :func:`sum_over_rows` evaluates it in blocks of rows and takes each
 block's gradient while the block is in the cache, so that memory is ``chunk_size x N`` and not ``N x N``, at the cost
