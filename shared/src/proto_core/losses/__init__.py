@@ -1,5 +1,11 @@
 """Losses, one family per file; all are ``nn.Module`` and return a scalar to minimise."""
 
+from proto_core.losses.multi_similarity import (
+    MultiSimilarityLoss,
+    gpw_surrogate,
+    multi_similarity_mining,
+    pair_weights,
+)
 from proto_core.losses.orthogonal import (
     OPLDistillationLoss,
     OrthogonalProjectionLoss,
@@ -22,6 +28,7 @@ __all__ = [
     "DiversityLoss",
     "MultiLabelClusterLoss",
     "MultiLabelSeparationLoss",
+    "MultiSimilarityLoss",
     "OPLDistillationLoss",
     "OrthogonalProjectionLoss",
     "PerpetualOrthogonalProjectionLoss",
@@ -29,5 +36,8 @@ __all__ = [
     "SeparationLoss",
     "contrastive_of_gram",
     "diversity_of_gram",
+    "gpw_surrogate",
+    "multi_similarity_mining",
+    "pair_weights",
     "prototype_gram",
 ]
