@@ -1,6 +1,12 @@
 """Layers that hold prototypes, and their projection onto real cases."""
 
 from proto_core.prototypes.classes import check_class_identity, init_classifier_weight, prototype_class_matrix
+from proto_core.prototypes.gaussian import (
+    GaussianPrototypes,
+    gaussian_log_prob,
+    sample_gaussian,
+    sampled_distances,
+)
 from proto_core.prototypes.layers import PointPrototypes, PrototypeLayer, global_cosine_similarity
 from proto_core.prototypes.projection import CaseSearch, Projection, project_layer, project_prototypes
 from proto_core.prototypes.windows import (
@@ -14,11 +20,13 @@ from proto_core.prototypes.windows import (
 
 __all__ = [
     "CaseSearch",
+    "GaussianPrototypes",
     "PointPrototypes",
     "Projection",
     "PrototypeLayer",
     "WindowPrototypes",
     "check_class_identity",
+    "gaussian_log_prob",
     "global_cosine_similarity",
     "init_classifier_weight",
     "log_similarity",
@@ -27,6 +35,8 @@ __all__ = [
     "project_layer",
     "project_prototypes",
     "prototype_class_matrix",
+    "sample_gaussian",
+    "sampled_distances",
     "window_l2_distance",
     "window_similarity",
 ]
