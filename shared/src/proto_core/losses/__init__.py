@@ -1,5 +1,7 @@
 """Losses, one family per file; all are ``nn.Module`` and return a scalar to minimise."""
 
+from proto_core.losses.infonce import HardContrastiveLoss, InfoNCELoss, SimpleContrastiveLoss
+from proto_core.losses.margin import UNPGLoss, box_whisker_filter
 from proto_core.losses.multi_similarity import (
     MultiSimilarityLoss,
     gpw_surrogate,
@@ -26,6 +28,8 @@ from proto_core.losses.prototype import (
 __all__ = [
     "ClusterLoss",
     "DiversityLoss",
+    "HardContrastiveLoss",
+    "InfoNCELoss",
     "MultiLabelClusterLoss",
     "MultiLabelSeparationLoss",
     "MultiSimilarityLoss",
@@ -34,6 +38,9 @@ __all__ = [
     "PerpetualOrthogonalProjectionLoss",
     "PrototypeContrastiveLoss",
     "SeparationLoss",
+    "SimpleContrastiveLoss",
+    "UNPGLoss",
+    "box_whisker_filter",
     "contrastive_of_gram",
     "diversity_of_gram",
     "gpw_surrogate",

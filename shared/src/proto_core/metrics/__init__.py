@@ -11,22 +11,48 @@ from proto_core.metrics.multilabel import (
     macro_auroc,
 )
 from proto_core.metrics.ranking import RecallAtK, best_positive_rank, nearest, recall_at_k
+from proto_core.metrics.representation import (
+    penalty_distribution,
+    penalty_entropy,
+    relative_penalty,
+    tolerance,
+    uniformity,
+)
 from proto_core.metrics.uncertainty import aleatoric_uncertainty, epistemic_uncertainty, predictive_entropy
+from proto_core.metrics.verification import (
+    VerificationMetrics,
+    best_threshold_accuracy,
+    equal_error_rate,
+    rank1_accuracy,
+    tar_at_far,
+    template_features,
+)
 
 __all__ = [
     "MacroAUROC",
     "RecallAtK",
+    "VerificationMetrics",
     "aleatoric_uncertainty",
     "auroc_matrix",
     "auroc_per_label",
     "best_positive_rank",
+    "best_threshold_accuracy",
     "calibration_error",
     "epistemic_uncertainty",
+    "equal_error_rate",
     "f1_micro",
     "f1_per_label",
     "fmax",
     "macro_auroc",
     "nearest",
+    "penalty_distribution",
+    "penalty_entropy",
     "predictive_entropy",
+    "rank1_accuracy",
     "recall_at_k",
+    "relative_penalty",
+    "tar_at_far",
+    "template_features",
+    "tolerance",
+    "uniformity",
 ]

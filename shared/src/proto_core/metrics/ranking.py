@@ -93,12 +93,12 @@ def best_positive_rank(
     if gallery is None or gallery_labels is None:
         gallery, gallery_labels = query, query_labels
     query, gallery = _rows(query, gallery)
-    for name, labels, rows in [
-        ("query_labels", query_labels, query),
-        ("gallery_labels", gallery_labels, gallery),
+    for name, labels, count in [
+        ("query_labels", query_labels, len(query)),
+        ("gallery_labels", gallery_labels, len(gallery)),
     ]:
-        if labels.shape != rows.shape[:1] or labels.is_floating_point():
-            raise ValueError(f"{name}: found {tuple(labels.shape)} {labels.dtype}, needed ({len(rows)},) integers")
+        if labels.shape != (count,) or labels.is_floating_point():
+            raise ValueError(f"{name}: found {tuple(labels.shape)} {labels.dtype}, needed ({count},) integers")
     ranks = []
     size = max(1, BLOCK // len(gallery))
     for start in range(0, len(query), size):
