@@ -13,6 +13,7 @@ from proto_core.losses.orthogonal import (
     OrthogonalProjectionLoss,
     PerpetualOrthogonalProjectionLoss,
 )
+from proto_core.losses.palm import PALMLoss
 from proto_core.losses.prototype import (
     ClusterLoss,
     DiversityLoss,
@@ -24,6 +25,14 @@ from proto_core.losses.prototype import (
     diversity_of_gram,
     prototype_gram,
 )
+from proto_core.losses.prototype_relation import PrototypePullLoss, PrototypeRelationDistillationLoss
+from proto_core.losses.sinkhorn import (
+    SinkhornLoss,
+    UncertaintyPrototypeAlignmentLoss,
+    confidence_score,
+    uncertainty_prototypes,
+)
+from proto_core.losses.supcon import SupConLoss
 
 __all__ = [
     "ClusterLoss",
@@ -35,16 +44,24 @@ __all__ = [
     "MultiSimilarityLoss",
     "OPLDistillationLoss",
     "OrthogonalProjectionLoss",
+    "PALMLoss",
     "PerpetualOrthogonalProjectionLoss",
     "PrototypeContrastiveLoss",
+    "PrototypePullLoss",
+    "PrototypeRelationDistillationLoss",
     "SeparationLoss",
     "SimpleContrastiveLoss",
+    "SinkhornLoss",
+    "SupConLoss",
     "UNPGLoss",
+    "UncertaintyPrototypeAlignmentLoss",
     "box_whisker_filter",
+    "confidence_score",
     "contrastive_of_gram",
     "diversity_of_gram",
     "gpw_surrogate",
     "multi_similarity_mining",
     "pair_weights",
     "prototype_gram",
+    "uncertainty_prototypes",
 ]

@@ -1,8 +1,8 @@
 """InfoNCE and two losses that show how it works (CVPR 2021, arXiv 2012.09740).
 
 The gradient of InfoNCE on negative k is a share ``exp(s_k / tau) / sum`` of the pull on the positive: a small
-temperature punishes only the nearest negatives. Doing that explicitly, by keeping the hardest negatives alone, gives the
-hard contrastive loss; without any hardness-awareness there is the simple contrastive loss.
+temperature punishes only the nearest negatives. Doing that explicitly, by keeping the hardest negatives alone, gives
+the hard contrastive loss; without any hardness-awareness there is the simple contrastive loss.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """Metrics: plain functions over a whole fold, and torchmetrics classes that gather the fold."""
 
+from proto_core.metrics.continual import ContinualMetrics
 from proto_core.metrics.multilabel import (
     MacroAUROC,
     auroc_matrix,
@@ -10,6 +11,7 @@ from proto_core.metrics.multilabel import (
     fmax,
     macro_auroc,
 )
+from proto_core.metrics.ood import OODDetection, OODMetrics, auroc, fpr_at_tpr, ood_metrics
 from proto_core.metrics.ranking import RecallAtK, best_positive_rank, nearest, recall_at_k
 from proto_core.metrics.representation import (
     penalty_distribution,
@@ -29,10 +31,14 @@ from proto_core.metrics.verification import (
 )
 
 __all__ = [
+    "ContinualMetrics",
     "MacroAUROC",
+    "OODDetection",
+    "OODMetrics",
     "RecallAtK",
     "VerificationMetrics",
     "aleatoric_uncertainty",
+    "auroc",
     "auroc_matrix",
     "auroc_per_label",
     "best_positive_rank",
@@ -43,8 +49,10 @@ __all__ = [
     "f1_micro",
     "f1_per_label",
     "fmax",
+    "fpr_at_tpr",
     "macro_auroc",
     "nearest",
+    "ood_metrics",
     "penalty_distribution",
     "penalty_entropy",
     "predictive_entropy",

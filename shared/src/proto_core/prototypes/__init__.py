@@ -8,6 +8,7 @@ from proto_core.prototypes.gaussian import (
     sampled_distances,
 )
 from proto_core.prototypes.layers import PointPrototypes, PrototypeLayer, global_cosine_similarity
+from proto_core.prototypes.mixture import MixturePrototypes
 from proto_core.prototypes.projection import CaseSearch, Projection, project_layer, project_prototypes
 from proto_core.prototypes.windows import (
     WindowPrototypes,
@@ -21,6 +22,7 @@ from proto_core.prototypes.windows import (
 __all__ = [
     "CaseSearch",
     "GaussianPrototypes",
+    "MixturePrototypes",
     "PointPrototypes",
     "Projection",
     "PrototypeLayer",
