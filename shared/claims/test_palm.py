@@ -1,4 +1,10 @@
-"""Several prototypes per class detect digits that were never seen better than one per class."""
+"""Several prototypes per class detect digits that were never seen better than one per class.
+
+It does NOT hold at this size. The loss equals the authors' to 1e-7 in values, gradients and prototypes, and the card's
+figures of five seeds (FPR95 0.299 against 0.374) are within their noise: seeds 5 to 24 gave FPR95 0.338 with six
+prototypes and 0.310 with one, difference 0.029 with a standard error of 0.025, and AUROC 0.933 and 0.945. Three classes
+of two digits each do not need mixtures; the paper's gain is on CIFAR-100.
+"""
 
 from statistics import mean
 

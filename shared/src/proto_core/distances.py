@@ -107,8 +107,8 @@ def manhattan(
     Args:
         x: points.
         c: centres.
-        chunk_size: centres looked at in one go; ``None``: all. Same values, less memory, recomputed backward. The same
-            option of the other distances means the same.
+        chunk_size: centres looked at in one go; ``None``: what fits the cache. Same values, recomputed in the backward
+            pass. The same option of the other distances means the same.
 
     Raises:
         ValueError: shapes that do not fit, ``chunk_size`` below 1.
@@ -120,6 +120,8 @@ def manhattan(
         tensor([[7.]])
     """
     x, c = _checked(x, c)
+    if chunk_size is None and not torch.compiler.is_compiling():
+        return _cdist(x, c, 1.0)
     return _pairwise(lambda a, b: (a - b).abs().sum(-1), x, c, chunk_size)
 
 
@@ -218,7 +220,7 @@ def hamming(
         # the parentheses make the forward value exactly the bit
         return (values > threshold).to(values) + (soft - soft.detach()) if variant == "hard" else soft
 
-    return _pairwise(lambda a, b: (a - b).abs().sum(-1), bits(x), bits(c), chunk_size)
+    return manhattan(bits(x), bits(c), chunk_size=chunk_size)
 
 
 def chebyshev(
@@ -250,6 +252,8 @@ def chebyshev(
     _positive(eps=eps)
     if variant != "max" and x.shape[-1] < 2:
         raise ValueError(f"x: found 1 feature, needed at least 2 for variant {variant!r} (a standard deviation)")
+    if variant == "max" and chunk_size is None and not torch.compiler.is_compiling():
+        return _cdist(x, c, torch.inf)
     alpha = min(max(alpha, 1.0), 20.0)
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
@@ -382,15 +386,29 @@ def mahalanobis(
     if tuple(precision.shape) not in ((features,), (features, features)):
         raise ValueError(f"precision: found shape {tuple(precision.shape)}, needed ({features},) or 2 x {features}")
     matrix = precision.to(x)
+    if chunk_size is not None:
 
-    def distance(a: Tensor, b: Tensor) -> Tensor:
-        difference = a - b
-        with no_autocast(difference):
-            scaled = difference * matrix if matrix.ndim == 1 else difference @ matrix
-        return ((scaled * difference).sum(-1).clamp_min(0) + eps).sqrt()
+        def distance(a: Tensor, b: Tensor) -> Tensor:
+            difference = a - b
+            with no_autocast(difference):
+                scaled = difference * matrix if matrix.ndim == 1 else difference @ matrix
+            return ((scaled * difference).sum(-1).clamp_min(0) + eps).sqrt()
 
-    return _pairwise(distance, x, c, chunk_size)
+        return _pairwise(distance, x, c, chunk_size)
+    origin = c.detach().mean(dim=0)
+    x, c = x - origin, c - origin
+    with no_autocast(x):
+        if matrix.ndim == 1:
+            seen, own = x * matrix, c * matrix
+        else:
+            matrix = (matrix + matrix.T) / 2
+            seen, own = x @ matrix, c @ matrix
+        squared = (x * seen).sum(-1, keepdim=True) + (c * own).sum(-1) - 2 * (seen @ c.T)
+    return (squared.clamp_min(0) + eps).sqrt()
 
+
+AT_ONCE = 2**19
+"""Entries ``points x centres x features`` that one goes through at once without being told a chunk size."""
 
 METRICS: dict[str, Callable[..., Tensor]] = {
     function.__name__: function
@@ -428,11 +446,17 @@ def _one_of(variant: str, *known: str) -> None:
         raise ValueError(f"variant: found {variant!r}, needed one of {', '.join(known)}")
 
 
+def _cdist(x: Tensor, c: Tensor, p: float) -> Tensor:
+    return torch.cdist(x.reshape(-1, x.shape[-1]), c, p=p).reshape(*x.shape[:-1], len(c))
+
+
 def _pairwise(distance: Callable[[Tensor, Tensor], Tensor], x: Tensor, c: Tensor, chunk_size: int | None) -> Tensor:
     """``distance`` of ``[..., 1, D]`` and ``[k, D]`` for chunks of k centres, each recomputed in the backward pass."""
-    x = x.unsqueeze(-2)
-    if chunk_size is None or chunk_size >= len(c):
-        return distance(x, c)
-    if chunk_size < 1:
+    if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size: found {chunk_size}, needed at least 1")
+    if chunk_size is None:
+        chunk_size = len(c) if torch.compiler.is_compiling() else max(1, AT_ONCE // max(x.numel(), 1))
+    x = x.unsqueeze(-2)
+    if chunk_size >= len(c):
+        return distance(x, c)
     return torch.cat([checkpoint(distance, x, part, use_reentrant=False) for part in c.split(chunk_size)], dim=-1)

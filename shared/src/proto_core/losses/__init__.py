@@ -1,5 +1,7 @@
 """Losses, one family per file; all are ``nn.Module`` and return a scalar to minimise."""
 
+from proto_core.losses.comp_sum import CompSumLoss, SmoothAdversarialCompSumLoss
+from proto_core.losses.harmonic import HarmonicLoss, harmonic_log_probs
 from proto_core.losses.infonce import HardContrastiveLoss, InfoNCELoss, SimpleContrastiveLoss
 from proto_core.losses.margin import UNPGLoss, box_whisker_filter
 from proto_core.losses.multi_similarity import (
@@ -36,8 +38,10 @@ from proto_core.losses.supcon import SupConLoss
 
 __all__ = [
     "ClusterLoss",
+    "CompSumLoss",
     "DiversityLoss",
     "HardContrastiveLoss",
+    "HarmonicLoss",
     "InfoNCELoss",
     "MultiLabelClusterLoss",
     "MultiLabelSeparationLoss",
@@ -52,6 +56,7 @@ __all__ = [
     "SeparationLoss",
     "SimpleContrastiveLoss",
     "SinkhornLoss",
+    "SmoothAdversarialCompSumLoss",
     "SupConLoss",
     "UNPGLoss",
     "UncertaintyPrototypeAlignmentLoss",
@@ -60,6 +65,7 @@ __all__ = [
     "contrastive_of_gram",
     "diversity_of_gram",
     "gpw_surrogate",
+    "harmonic_log_probs",
     "multi_similarity_mining",
     "pair_weights",
     "prototype_gram",

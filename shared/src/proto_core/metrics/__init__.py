@@ -1,5 +1,6 @@
 """Metrics: plain functions over a whole fold, and torchmetrics classes that gather the fold."""
 
+from proto_core.metrics.concentration import circularity, pca_concentration
 from proto_core.metrics.continual import ContinualMetrics
 from proto_core.metrics.multilabel import (
     MacroAUROC,
@@ -44,6 +45,7 @@ __all__ = [
     "best_positive_rank",
     "best_threshold_accuracy",
     "calibration_error",
+    "circularity",
     "epistemic_uncertainty",
     "equal_error_rate",
     "f1_micro",
@@ -53,6 +55,7 @@ __all__ = [
     "macro_auroc",
     "nearest",
     "ood_metrics",
+    "pca_concentration",
     "penalty_distribution",
     "penalty_entropy",
     "predictive_entropy",
