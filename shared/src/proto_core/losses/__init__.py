@@ -34,7 +34,9 @@ from proto_core.losses.sinkhorn import (
     confidence_score,
     uncertainty_prototypes,
 )
+from proto_core.losses.soft_infonce import SoftInfoNCELoss, soft_infonce_weights
 from proto_core.losses.supcon import SupConLoss
+from proto_core.losses.triplet import ICNNLoss, ProtoTripletLoss
 
 __all__ = [
     "ClusterLoss",
@@ -42,6 +44,7 @@ __all__ = [
     "DiversityLoss",
     "HardContrastiveLoss",
     "HarmonicLoss",
+    "ICNNLoss",
     "InfoNCELoss",
     "MultiLabelClusterLoss",
     "MultiLabelSeparationLoss",
@@ -50,6 +53,7 @@ __all__ = [
     "OrthogonalProjectionLoss",
     "PALMLoss",
     "PerpetualOrthogonalProjectionLoss",
+    "ProtoTripletLoss",
     "PrototypeContrastiveLoss",
     "PrototypePullLoss",
     "PrototypeRelationDistillationLoss",
@@ -57,6 +61,7 @@ __all__ = [
     "SimpleContrastiveLoss",
     "SinkhornLoss",
     "SmoothAdversarialCompSumLoss",
+    "SoftInfoNCELoss",
     "SupConLoss",
     "UNPGLoss",
     "UncertaintyPrototypeAlignmentLoss",
@@ -69,5 +74,6 @@ __all__ = [
     "multi_similarity_mining",
     "pair_weights",
     "prototype_gram",
+    "soft_infonce_weights",
     "uncertainty_prototypes",
 ]

@@ -12,6 +12,7 @@ from proto_core.metrics.multilabel import (
     fmax,
     macro_auroc,
 )
+from proto_core.metrics.neighbourhood import icnn_score
 from proto_core.metrics.ood import OODDetection, OODMetrics, auroc, fpr_at_tpr, ood_metrics
 from proto_core.metrics.ranking import RecallAtK, best_positive_rank, nearest, recall_at_k
 from proto_core.metrics.representation import (
@@ -52,6 +53,7 @@ __all__ = [
     "f1_per_label",
     "fmax",
     "fpr_at_tpr",
+    "icnn_score",
     "macro_auroc",
     "nearest",
     "ood_metrics",
