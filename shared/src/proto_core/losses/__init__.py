@@ -1,6 +1,7 @@
 """Losses, one family per file; all are ``nn.Module`` and return a scalar to minimise."""
 
 from proto_core.losses.comp_sum import CompSumLoss, SmoothAdversarialCompSumLoss
+from proto_core.losses.components import GLVQLoss, ProbabilityMarginLoss, RobustnessMarginLoss, TemplateMarginLoss
 from proto_core.losses.harmonic import HarmonicLoss, harmonic_log_probs
 from proto_core.losses.infonce import HardContrastiveLoss, InfoNCELoss, SimpleContrastiveLoss
 from proto_core.losses.margin import UNPGLoss, box_whisker_filter
@@ -42,6 +43,7 @@ __all__ = [
     "ClusterLoss",
     "CompSumLoss",
     "DiversityLoss",
+    "GLVQLoss",
     "HardContrastiveLoss",
     "HarmonicLoss",
     "ICNNLoss",
@@ -53,16 +55,19 @@ __all__ = [
     "OrthogonalProjectionLoss",
     "PALMLoss",
     "PerpetualOrthogonalProjectionLoss",
+    "ProbabilityMarginLoss",
     "ProtoTripletLoss",
     "PrototypeContrastiveLoss",
     "PrototypePullLoss",
     "PrototypeRelationDistillationLoss",
+    "RobustnessMarginLoss",
     "SeparationLoss",
     "SimpleContrastiveLoss",
     "SinkhornLoss",
     "SmoothAdversarialCompSumLoss",
     "SoftInfoNCELoss",
     "SupConLoss",
+    "TemplateMarginLoss",
     "UNPGLoss",
     "UncertaintyPrototypeAlignmentLoss",
     "box_whisker_filter",

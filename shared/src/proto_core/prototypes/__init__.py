@@ -1,6 +1,12 @@
 """Layers that hold prototypes, and their projection onto real cases."""
 
 from proto_core.prototypes.classes import check_class_identity, init_classifier_weight, prototype_class_matrix
+from proto_core.prototypes.components import (
+    ClassificationByComponents,
+    cbc_margin_root,
+    rbf_detection,
+    robustness_certificate,
+)
 from proto_core.prototypes.gaussian import (
     GaussianPrototypes,
     gaussian_log_prob,
@@ -21,12 +27,14 @@ from proto_core.prototypes.windows import (
 
 __all__ = [
     "CaseSearch",
+    "ClassificationByComponents",
     "GaussianPrototypes",
     "MixturePrototypes",
     "PointPrototypes",
     "Projection",
     "PrototypeLayer",
     "WindowPrototypes",
+    "cbc_margin_root",
     "check_class_identity",
     "gaussian_log_prob",
     "global_cosine_similarity",
@@ -37,6 +45,8 @@ __all__ = [
     "project_layer",
     "project_prototypes",
     "prototype_class_matrix",
+    "rbf_detection",
+    "robustness_certificate",
     "sample_gaussian",
     "sampled_distances",
     "window_l2_distance",
