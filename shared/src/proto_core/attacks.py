@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from proto_core.losses.pairs import check_option, check_positive
+from proto_core.checks import check_option, check_positive
 
 __all__ = ["comp_sum_adversary"]
 
@@ -97,8 +97,6 @@ def _lengths(x: Tensor) -> Tensor:
 def _into(x: Tensor, moved: Tensor, gamma: float, norm: str, clamp: tuple[float, float] | None) -> Tensor:
     """Nearest point of the ball around x, then of the range."""
     change = moved - x
-    if norm == "linf":
-        change = change.clamp(-gamma, gamma)
-    else:
-        change = change * (gamma / _lengths(change).clamp_min(gamma))
-    return x + change if clamp is None else (x + change).clamp(*clamp)
+    shrunk = gamma / _lengths(change).clamp_min(gamma)
+    inside = change.clamp(-gamma, gamma) if norm == "linf" else change * shrunk
+    return x + inside if clamp is None else (x + inside).clamp(*clamp)

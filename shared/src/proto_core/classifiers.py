@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from proto_core.losses.pairs import check_class_targets, check_option, check_positive
+from proto_core.checks import check_class_targets, check_option, check_positive
 from proto_core.systems import Paper
 
 __all__ = [

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from proto_core.checks import check_option, check_positive
 from proto_core.distances import METRICS
-from proto_core.losses.pairs import check_option, check_positive
 from proto_core.precision import full_precision, no_autocast
 
 __all__ = ["DistanceLayer"]

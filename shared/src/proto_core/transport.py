@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from proto_core.losses.pairs import check_positive, readable
+from proto_core.checks import check_positive, readable
 from proto_core.precision import full_precision
 
 __all__ = ["check_weights", "sinkhorn_plan", "symmetric_potential"]

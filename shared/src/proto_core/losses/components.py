@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from proto_core.losses.pairs import check_class_targets, check_option, readable
+from proto_core.checks import check_class_targets, check_option, readable
 from proto_core.precision import full_precision
 from proto_core.prototypes.components import cbc_margin_root
 from proto_core.systems import Paper

@@ -16,8 +16,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from proto_core.checks import check_chunk_size, check_option, check_positive
 from proto_core.distributed import gather_with_grad
-from proto_core.losses.pairs import check_chunk_size, check_option, check_positive, sum_over_rows
+from proto_core.losses.pairs import sum_over_rows
 from proto_core.precision import full_precision, no_autocast, unit_vectors
 from proto_core.systems import Paper
 

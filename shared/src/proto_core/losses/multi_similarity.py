@@ -16,15 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from proto_core.checks import check_chunk_size, check_embeddings, check_option, check_positive
 from proto_core.distributed import gather_with_grad
-from proto_core.losses.pairs import (
-    check_chunk_size,
-    check_embeddings,
-    check_option,
-    check_positive,
-    same_label,
-    sum_over_rows,
-)
+from proto_core.losses.pairs import same_label, sum_over_rows
 from proto_core.precision import full_precision, no_autocast, unit_vectors
 from proto_core.systems import Paper
 

@@ -13,8 +13,8 @@ from typing import ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from proto_core.checks import check_class_targets, check_option, check_positive
 from proto_core.distributed import gather_with_grad
-from proto_core.losses.pairs import check_class_targets, check_option, check_positive
 from proto_core.precision import full_precision, no_autocast, unit_vectors
 from proto_core.systems import Paper
 

@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from proto_core.checks import check_class_targets, check_positive
 from proto_core.distances import cosine_similarity, sq_euclidean
 from proto_core.distributed import gather_with_grad
-from proto_core.losses.pairs import check_class_targets, check_positive
 from proto_core.precision import full_precision, no_autocast
 from proto_core.transport import check_weights, sinkhorn_plan, symmetric_potential
 

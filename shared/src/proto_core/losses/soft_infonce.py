@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from proto_core.checks import check_option, check_positive, readable
 from proto_core.distributed import gather_with_grad
-from proto_core.losses.pairs import check_option, check_positive, masked_logsumexp, readable
+from proto_core.losses.pairs import masked_logsumexp
 from proto_core.precision import full_precision, no_autocast
 from proto_core.systems import Paper
 

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from proto_core.checks import check_chunk_size, check_embeddings, readable
 from proto_core.distances import sq_euclidean
 from proto_core.distributed import gather_with_grad
-from proto_core.losses.pairs import check_chunk_size, check_embeddings, readable
 from proto_core.metrics.neighbourhood import icnn_score
 from proto_core.precision import full_precision
 from proto_core.systems import Paper

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from proto_core.losses.pairs import CACHED, check_embeddings, check_option, check_positive
+from proto_core.checks import CACHED, check_embeddings, check_option, check_positive
 from proto_core.precision import full_precision, no_autocast
 
 __all__ = ["icnn_score"]

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from proto_core.losses.pairs import check_embeddings, check_positive
+from proto_core.checks import check_embeddings, check_positive
 from proto_core.precision import full_precision, no_autocast, unit_vectors
 
 __all__ = ["penalty_distribution", "penalty_entropy", "relative_penalty", "tolerance", "uniformity"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from proto_core.losses.pairs import readable
+from proto_core.checks import readable
 from proto_core.precision import full_precision
 
 __all__ = ["aleatoric_uncertainty", "epistemic_uncertainty", "predictive_entropy"]

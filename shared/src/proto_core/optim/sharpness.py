@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proto_core.losses.pairs import check_positive
+from proto_core.checks import check_positive
 
 __all__ = ["SAM", "hessian_top_eigenvalue", "hessian_trace", "sharpness"]
 

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from proto_core.losses.pairs import check_positive, readable
+from proto_core.checks import check_positive, readable
 from proto_core.precision import full_precision
 from proto_core.systems import Paper
 

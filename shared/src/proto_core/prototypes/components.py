@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from proto_core.losses.pairs import check_class_targets, check_option, check_positive, readable
+from proto_core.checks import check_class_targets, check_option, check_positive, readable
 from proto_core.precision import full_precision, no_autocast
 
 __all__ = ["ClassificationByComponents", "cbc_margin_root", "rbf_detection", "robustness_certificate"]

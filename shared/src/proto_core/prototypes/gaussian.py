@@ -17,8 +17,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from proto_core.checks import check_class_targets, check_option, check_positive, readable
 from proto_core.distances import sq_euclidean
-from proto_core.losses.pairs import check_class_targets, check_option, check_positive, readable
 from proto_core.precision import full_precision, no_autocast
 from proto_core.prototypes.classes import check_class_identity
 

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from proto_core.checks import check_class_targets, check_positive
 from proto_core.distributed import gather_with_grad
-from proto_core.losses.pairs import check_class_targets, check_positive
 from proto_core.precision import full_precision, no_autocast
 
 __all__ = ["MixturePrototypes"]
