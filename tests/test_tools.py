@@ -123,14 +123,16 @@ def test_types_of_the_skeletons_are_complete(workspace):
 
 
 def test_a_loss_goes_into_a_room_of_the_core(workspace):
-    assert scaffold(workspace, "opl", "--package", "proto-core", "--room", "losses", "--kind", "loss") == 0
-    assert entry_points(workspace, "shared")["opl"] == "proto_core.losses.opl:Opl"
+    assert scaffold(workspace, "omega", "--package", "proto-core", "--room", "losses", "--kind", "loss") == 0
+    assert entry_points(workspace, "shared")["omega"] == "proto_core.losses.omega:Omega"
     found = tree(workspace)
-    assert {"shared/src/proto_core/losses/opl.py", "shared/tests/test_opl.py", "shared/claims/test_opl.py"} <= set(
-        found
-    )
-    assert "from proto_core.losses.opl import Opl" in found["shared/tests/test_opl.py"]
-    assert found["shared/README.md"].count("| `opl` |") == 1
+    assert {
+        "shared/src/proto_core/losses/omega.py",
+        "shared/tests/test_omega.py",
+        "shared/claims/test_omega.py",
+    } <= set(found)
+    assert "from proto_core.losses.omega import Omega" in found["shared/tests/test_omega.py"]
+    assert found["shared/README.md"].count("| `omega` |") == 1
     assert not [name for name in found if "configs" in name]
     lint(workspace)
 

@@ -145,7 +145,7 @@ def test_many_samples_go_in_blocks(monkeypatch):
     x, y = torch.randn(50, 3), torch.arange(50) % 4
     model = GaussianNaiveBayes(3, 4).fit(x, y)
     expected = model(x)
-    monkeypatch.setattr("proto_core.classifiers.BLOCK", 30)
+    monkeypatch.setattr("proto_core.classifiers.heads.BLOCK", 30)
     assert torch.equal(model(x), expected)
     assert model(x[:0]).shape == (0, 4)
 

@@ -229,7 +229,7 @@ def test_feature_sizes_that_do_not_fit(name: str) -> None:
         ("minkowski", {"p": 0.5}, "p: found 0.5"),
         ("minkowski", {"eps": -1.0}, "eps: found -1.0"),
         ("hamming", {"temperature": 0.0}, "temperature: found 0.0"),
-        ("hamming", {"variant": "firm"}, "variant: found 'firm', needed one of soft, gumbel, hard"),
+        ("hamming", {"variant": "firm"}, "variant: found 'firm', needed one of 'soft', 'gumbel', 'hard'"),
         ("chebyshev", {"variant": "min"}, "variant: found 'min'"),
         ("canberra", {"variant": "min"}, "variant: found 'min'"),
         ("canberra", {"min_denom": 0.0}, "min_denom: found 0.0"),

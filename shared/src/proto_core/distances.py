@@ -15,6 +15,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from proto_core.checks import check_chunk_size, check_option, check_positive
 from proto_core.precision import no_autocast, unit_vectors
 
 __all__ = [
@@ -146,7 +147,7 @@ def cosine(
         tensor([[1., 1.],
                 [0., 1.]])
     """
-    _positive(eps=eps)
+    check_positive(eps=eps)
     if stable:
         return (1 - cosine_similarity(x, c)).clamp_min(0)
     x, c = _checked(x, c)
@@ -176,7 +177,7 @@ def minkowski(
         tensor([[5.]])
     """
     x, c = _checked(x, c)
-    _positive(eps=eps)
+    check_positive(eps=eps)
     if p < 1:
         raise ValueError(f"p: found {p}, needed at least 1")
     return _pairwise(lambda a, b: (((a - b).abs() + eps).pow(p).sum(-1) + eps).pow(1 / p), x, c, chunk_size)
@@ -208,8 +209,8 @@ def hamming(
         tensor([[2.]])
     """
     x, c = _checked(x, c)
-    _one_of(variant, "soft", "gumbel", "hard")
-    _positive(temperature=temperature)
+    check_option("variant", variant, "soft", "gumbel", "hard")
+    check_positive(temperature=temperature)
     temperature = max(temperature, 0.1)
 
     def bits(values: Tensor) -> Tensor:
@@ -248,8 +249,8 @@ def chebyshev(
         tensor([[4.]])
     """
     x, c = _checked(x, c)
-    _one_of(variant, "max", "softmax", "smooth")
-    _positive(eps=eps)
+    check_option("variant", variant, "max", "softmax", "smooth")
+    check_positive(eps=eps)
     if variant != "max" and x.shape[-1] < 2:
         raise ValueError(f"x: found 1 feature, needed at least 2 for variant {variant!r} (a standard deviation)")
     if variant == "max" and chunk_size is None and not torch.compiler.is_compiling():
@@ -296,8 +297,8 @@ def canberra(
         tensor([[0.5000]])
     """
     x, c = _checked(x, c)
-    _one_of(variant, "standard", "robust", "weighted")
-    _positive(eps=eps, min_denom=min_denom)
+    check_option("variant", variant, "standard", "robust", "weighted")
+    check_positive(eps=eps, min_denom=min_denom)
 
     def distance(a: Tensor, b: Tensor) -> Tensor:
         size = a.abs() + b.abs()
@@ -338,8 +339,8 @@ def bray_curtis(
         tensor([[0.3333]])
     """
     x, c = _checked(x, c)
-    _one_of(variant, "standard", "abs", "normalized")
-    _positive(eps=eps, min_sum=min_sum)
+    check_option("variant", variant, "standard", "abs", "normalized")
+    check_positive(eps=eps, min_sum=min_sum)
 
     def share(values: Tensor) -> Tensor:
         values = values.abs() + eps
@@ -381,7 +382,7 @@ def mahalanobis(
         tensor([[5.]])
     """
     x, c = _checked(x, c)
-    _positive(eps=eps)
+    check_positive(eps=eps)
     features = x.shape[-1]
     if tuple(precision.shape) not in ((features,), (features, features)):
         raise ValueError(f"precision: found shape {tuple(precision.shape)}, needed ({features},) or 2 x {features}")
@@ -410,21 +411,9 @@ def mahalanobis(
 AT_ONCE = 2**19
 """Entries ``points x centres x features`` that one goes through at once without being told a chunk size."""
 
-METRICS: dict[str, Callable[..., Tensor]] = {
-    function.__name__: function
-    for function in (
-        sq_euclidean,
-        euclidean,
-        manhattan,
-        cosine,
-        minkowski,
-        hamming,
-        chebyshev,
-        canberra,
-        bray_curtis,
-        mahalanobis,
-    )
-}
+_SQUARES = (sq_euclidean, euclidean, cosine, mahalanobis)
+_OTHERS = (manhattan, minkowski, hamming, chebyshev, canberra, bray_curtis)
+METRICS: dict[str, Callable[..., Tensor]] = {function.__name__: function for function in (*_SQUARES, *_OTHERS)}
 """Distance functions by name."""
 
 
@@ -435,27 +424,15 @@ def _checked(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     return x.to(dtype), c.to(dtype)
 
 
-def _positive(**options: float) -> None:
-    for name, value in options.items():
-        if not value > 0:
-            raise ValueError(f"{name}: found {value}, needed a positive number")
-
-
-def _one_of(variant: str, *known: str) -> None:
-    if variant not in known:
-        raise ValueError(f"variant: found {variant!r}, needed one of {', '.join(known)}")
-
-
 def _cdist(x: Tensor, c: Tensor, p: float) -> Tensor:
     return torch.cdist(x.reshape(-1, x.shape[-1]), c, p=p).reshape(*x.shape[:-1], len(c))
 
 
 def _pairwise(distance: Callable[[Tensor, Tensor], Tensor], x: Tensor, c: Tensor, chunk_size: int | None) -> Tensor:
     """``distance`` of ``[..., 1, D]`` and ``[k, D]`` for chunks of k centres, each recomputed in the backward pass."""
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size: found {chunk_size}, needed at least 1")
     if chunk_size is None:
         chunk_size = len(c) if torch.compiler.is_compiling() else max(1, AT_ONCE // max(x.numel(), 1))
+    check_chunk_size(chunk_size)
     x = x.unsqueeze(-2)
     if chunk_size >= len(c):
         return distance(x, c)

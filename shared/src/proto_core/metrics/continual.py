@@ -49,7 +49,7 @@ class ContinualMetrics:
         (0.625, 0.5)
     """
 
-    def __init__(self, num_tasks: int, random_accuracy: Sequence[float] | Tensor | None = None) -> None:
+    def __init__(self, num_tasks: int, random_accuracy: Any = None) -> None:
         if num_tasks < 1:
             raise ValueError(f"num_tasks: found {num_tasks}, needed at least 1")
         self.num_tasks = num_tasks
@@ -62,7 +62,7 @@ class ContinualMetrics:
                 raise ValueError(f"random_accuracy: found shape {found}, needed ({num_tasks},)")
 
     @classmethod
-    def from_matrix(cls, matrix: Any, random_accuracy: Sequence[float] | Tensor | None = None) -> ContinualMetrics:
+    def from_matrix(cls, matrix: Any, random_accuracy: Any = None) -> ContinualMetrics:
         """Metrics of a whole matrix.
 
         Raises:

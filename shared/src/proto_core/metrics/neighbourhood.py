@@ -65,7 +65,7 @@ def icnn_score(
         >>> from proto_core.metrics import icnn_score
         >>> x = torch.tensor([[0.0], [0.1], [0.2], [9.0], [9.1], [9.2]])
         >>> icnn_score(x, torch.tensor([0, 0, 0, 1, 1, 1]), k=2).round(decimals=2)
-        tensor(0.9900)
+        tensor(1.)
     """
     check_embeddings(embeddings, labels)
     check_option("variant", variant, "modified", "original")

@@ -222,7 +222,7 @@ def minimizability_gap_upper_deterministic(
     return _phi(_risk(sum_exp_best_risk), tau) - _phi((num_classes - 1) * math.exp(-2 * score_bound), tau)
 
 
-def _transform(beta: np.ndarray, tau: float, classes: int) -> np.ndarray:
+def _transform(beta: Any, tau: float, classes: int) -> Any:
     if tau >= 2:
         return beta / ((tau - 1) * classes ** (tau - 1))
     with np.errstate(divide="ignore"):
@@ -237,7 +237,7 @@ def _transform(beta: np.ndarray, tau: float, classes: int) -> np.ndarray:
     return power / ((tau - 1) * classes ** (tau - 1))
 
 
-def _bayes_risk(p: np.ndarray, tau: float) -> np.ndarray:
+def _bayes_risk(p: Any, tau: float) -> Any:
     if tau >= 2:
         return (1 - p.max(axis=-1)) / (tau - 1)
     with np.errstate(divide="ignore"):
@@ -263,7 +263,7 @@ def _mean_risk(cond_probs: Any, weights: Any, tau: float) -> float:
     return float(w @ _bayes_risk(p, tau))
 
 
-def _probabilities(cond_probs: Any) -> np.ndarray:
+def _probabilities(cond_probs: Any) -> Any:
     p = _read("cond_probs", cond_probs)
     if p.ndim < 1 or p.shape[-1] < 1:
         raise ValueError(f"cond_probs: found shape {p.shape}, needed [..., C]")
@@ -278,7 +278,7 @@ def _risk(value: float) -> float:
     return float(value)
 
 
-def _excess(surrogate_excess: Any) -> np.ndarray:
+def _excess(surrogate_excess: Any) -> Any:
     values = _read("surrogate_excess", surrogate_excess)
     if not (values >= 0).all():
         raise ValueError(f"surrogate_excess: found {values.min()}, needed at least 0")
@@ -292,7 +292,7 @@ def _check(tau: float, num_classes: int) -> None:
         raise ValueError(f"num_classes: found {num_classes}, needed at least 2")
 
 
-def _read(name: str, values: Any) -> np.ndarray:
+def _read(name: str, values: Any) -> Any:
     found = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     found = found.astype(np.float64)
     if np.isnan(found).any():
@@ -300,7 +300,7 @@ def _read(name: str, values: Any) -> np.ndarray:
     return found
 
 
-def _as(found: np.ndarray, like: Any) -> Any:
+def _as(found: Any, like: Any) -> Any:
     """The kind of thing that came in."""
     if isinstance(like, Tensor):
         return torch.from_numpy(np.asarray(found)).to(like.device)
