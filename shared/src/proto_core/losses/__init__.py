@@ -17,6 +17,12 @@ from proto_core.losses.orthogonal import (
     PerpetualOrthogonalProjectionLoss,
 )
 from proto_core.losses.palm import PALMLoss
+from proto_core.losses.parts import (
+    ClosenessLoss,
+    DiscriminationLoss,
+    IncorrectConnectionL1Loss,
+    SubspaceOrthogonalityLoss,
+)
 from proto_core.losses.prototype import (
     ClusterLoss,
     DiversityLoss,
@@ -40,13 +46,16 @@ from proto_core.losses.supcon import SupConLoss
 from proto_core.losses.triplet import ICNNLoss, ProtoTripletLoss
 
 __all__ = [
+    "ClosenessLoss",
     "ClusterLoss",
     "CompSumLoss",
+    "DiscriminationLoss",
     "DiversityLoss",
     "GLVQLoss",
     "HardContrastiveLoss",
     "HarmonicLoss",
     "ICNNLoss",
+    "IncorrectConnectionL1Loss",
     "InfoNCELoss",
     "MultiLabelClusterLoss",
     "MultiLabelSeparationLoss",
@@ -66,6 +75,7 @@ __all__ = [
     "SinkhornLoss",
     "SmoothAdversarialCompSumLoss",
     "SoftInfoNCELoss",
+    "SubspaceOrthogonalityLoss",
     "SupConLoss",
     "TemplateMarginLoss",
     "UNPGLoss",

@@ -22,6 +22,7 @@ from proto_core.metrics.representation import (
     tolerance,
     uniformity,
 )
+from proto_core.metrics.saliency import content_heatmap, deletion_auc, heatmap_iou, outside_inside_ratio
 from proto_core.metrics.uncertainty import aleatoric_uncertainty, epistemic_uncertainty, predictive_entropy
 from proto_core.metrics.verification import (
     VerificationMetrics,
@@ -47,16 +48,20 @@ __all__ = [
     "best_threshold_accuracy",
     "calibration_error",
     "circularity",
+    "content_heatmap",
+    "deletion_auc",
     "epistemic_uncertainty",
     "equal_error_rate",
     "f1_micro",
     "f1_per_label",
     "fmax",
     "fpr_at_tpr",
+    "heatmap_iou",
     "icnn_score",
     "macro_auroc",
     "nearest",
     "ood_metrics",
+    "outside_inside_ratio",
     "pca_concentration",
     "penalty_distribution",
     "penalty_entropy",

@@ -15,6 +15,7 @@ from proto_core.prototypes.gaussian import (
 )
 from proto_core.prototypes.layers import PointPrototypes, PrototypeLayer, global_cosine_similarity
 from proto_core.prototypes.mixture import MixturePrototypes
+from proto_core.prototypes.parts import PartPrototypes, PushResult, push_part_prototypes
 from proto_core.prototypes.projection import CaseSearch, Projection, project_layer, project_prototypes
 from proto_core.prototypes.windows import (
     WindowPrototypes,
@@ -30,9 +31,11 @@ __all__ = [
     "ClassificationByComponents",
     "GaussianPrototypes",
     "MixturePrototypes",
+    "PartPrototypes",
     "PointPrototypes",
     "Projection",
     "PrototypeLayer",
+    "PushResult",
     "WindowPrototypes",
     "cbc_margin_root",
     "check_class_identity",
@@ -45,6 +48,7 @@ __all__ = [
     "project_layer",
     "project_prototypes",
     "prototype_class_matrix",
+    "push_part_prototypes",
     "rbf_detection",
     "robustness_certificate",
     "sample_gaussian",
