@@ -14,6 +14,14 @@ from proto_core.metrics.multilabel import (
 )
 from proto_core.metrics.neighbourhood import icnn_score
 from proto_core.metrics.ood import OODDetection, OODMetrics, auroc, fpr_at_tpr, ood_metrics
+from proto_core.metrics.parts import (
+    PartPrototypeScores,
+    assign_parts,
+    consistency_score,
+    perturb_images,
+    rescale_part_locations,
+    stability_score,
+)
 from proto_core.metrics.ranking import RecallAtK, best_positive_rank, nearest, recall_at_k
 from proto_core.metrics.representation import (
     penalty_distribution,
@@ -38,9 +46,11 @@ __all__ = [
     "MacroAUROC",
     "OODDetection",
     "OODMetrics",
+    "PartPrototypeScores",
     "RecallAtK",
     "VerificationMetrics",
     "aleatoric_uncertainty",
+    "assign_parts",
     "auroc",
     "auroc_matrix",
     "auroc_per_label",
@@ -48,6 +58,7 @@ __all__ = [
     "best_threshold_accuracy",
     "calibration_error",
     "circularity",
+    "consistency_score",
     "content_heatmap",
     "deletion_auc",
     "epistemic_uncertainty",
@@ -65,10 +76,13 @@ __all__ = [
     "pca_concentration",
     "penalty_distribution",
     "penalty_entropy",
+    "perturb_images",
     "predictive_entropy",
     "rank1_accuracy",
     "recall_at_k",
     "relative_penalty",
+    "rescale_part_locations",
+    "stability_score",
     "tar_at_far",
     "template_features",
     "tolerance",
