@@ -1,4 +1,4 @@
-"""Gradient-norm regularisation and offline optimisation (IGNITE): the authors' run step by step, known values, errors."""
+"""Gradient-norm regularisation and offline optimisation (IGNITE): the authors' run, known values, errors."""
 
 import lightning as L
 import numpy as np
