@@ -1,5 +1,11 @@
 """Losses, one family per file; all are ``nn.Module`` and return a scalar to minimise."""
 
+from proto_core.losses.adaptive_temperature import (
+    AdaptiveMultiHeadContrastiveLoss,
+    AdaptiveTemperature,
+    BarlowTwinsLoss,
+    temperature_regularizer,
+)
 from proto_core.losses.comp_sum import CompSumLoss, SmoothAdversarialCompSumLoss
 from proto_core.losses.components import GLVQLoss, ProbabilityMarginLoss, RobustnessMarginLoss, TemplateMarginLoss
 from proto_core.losses.harmonic import HarmonicLoss, harmonic_log_probs
@@ -46,6 +52,9 @@ from proto_core.losses.supcon import SupConLoss
 from proto_core.losses.triplet import ICNNLoss, ProtoTripletLoss
 
 __all__ = [
+    "AdaptiveMultiHeadContrastiveLoss",
+    "AdaptiveTemperature",
+    "BarlowTwinsLoss",
     "ClosenessLoss",
     "ClusterLoss",
     "CompSumLoss",
@@ -90,5 +99,6 @@ __all__ = [
     "pair_weights",
     "prototype_gram",
     "soft_infonce_weights",
+    "temperature_regularizer",
     "uncertainty_prototypes",
 ]

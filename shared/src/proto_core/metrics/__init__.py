@@ -22,7 +22,7 @@ from proto_core.metrics.parts import (
     rescale_part_locations,
     stability_score,
 )
-from proto_core.metrics.ranking import RecallAtK, best_positive_rank, nearest, recall_at_k
+from proto_core.metrics.ranking import RecallAtK, best_positive_rank, knn_predict, nearest, recall_at_k
 from proto_core.metrics.representation import (
     penalty_distribution,
     penalty_entropy,
@@ -69,6 +69,7 @@ __all__ = [
     "fpr_at_tpr",
     "heatmap_iou",
     "icnn_score",
+    "knn_predict",
     "macro_auroc",
     "nearest",
     "ood_metrics",
