@@ -1,4 +1,4 @@
-"""AMCL against one fixed temperature on distorted digits: is a learned temperature per pair a score at least as good?"""
+"""AMCL against one fixed temperature on distorted digits: is a learned temperature for every pair as good a score?"""
 
 import numpy as np
 import pytest

@@ -8,6 +8,7 @@ from proto_core.losses.adaptive_temperature import (
 )
 from proto_core.losses.comp_sum import CompSumLoss, SmoothAdversarialCompSumLoss
 from proto_core.losses.components import GLVQLoss, ProbabilityMarginLoss, RobustnessMarginLoss, TemplateMarginLoss
+from proto_core.losses.equity import GeneralizedFocalLoss, dequity_weight
 from proto_core.losses.harmonic import HarmonicLoss, harmonic_log_probs
 from proto_core.losses.infonce import HardContrastiveLoss, InfoNCELoss, SimpleContrastiveLoss
 from proto_core.losses.margin import UNPGLoss, box_whisker_filter
@@ -61,6 +62,7 @@ __all__ = [
     "DiscriminationLoss",
     "DiversityLoss",
     "GLVQLoss",
+    "GeneralizedFocalLoss",
     "HardContrastiveLoss",
     "HarmonicLoss",
     "ICNNLoss",
@@ -92,6 +94,7 @@ __all__ = [
     "box_whisker_filter",
     "confidence_score",
     "contrastive_of_gram",
+    "dequity_weight",
     "diversity_of_gram",
     "gpw_surrogate",
     "harmonic_log_probs",
