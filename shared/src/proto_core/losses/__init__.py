@@ -1,5 +1,6 @@
 """Losses, one family per file; all are ``nn.Module`` and return a scalar to minimise."""
 
+from proto_core.losses.adaptive_scaling import ThresholdAdaptiveLossScaling
 from proto_core.losses.adaptive_temperature import (
     AdaptiveMultiHeadContrastiveLoss,
     AdaptiveTemperature,
@@ -89,6 +90,7 @@ __all__ = [
     "SubspaceOrthogonalityLoss",
     "SupConLoss",
     "TemplateMarginLoss",
+    "ThresholdAdaptiveLossScaling",
     "UNPGLoss",
     "UncertaintyPrototypeAlignmentLoss",
     "box_whisker_filter",

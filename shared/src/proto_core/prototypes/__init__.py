@@ -17,6 +17,7 @@ from proto_core.prototypes.layers import PointPrototypes, PrototypeLayer, global
 from proto_core.prototypes.mixture import MixturePrototypes
 from proto_core.prototypes.parts import PartPrototypes, PushResult, push_part_prototypes
 from proto_core.prototypes.projection import CaseSearch, Projection, project_layer, project_prototypes
+from proto_core.prototypes.quantizer import Quantized, VectorQuantizerEMAReset
 from proto_core.prototypes.windows import (
     WindowPrototypes,
     log_similarity,
@@ -36,6 +37,8 @@ __all__ = [
     "Projection",
     "PrototypeLayer",
     "PushResult",
+    "Quantized",
+    "VectorQuantizerEMAReset",
     "WindowPrototypes",
     "cbc_margin_root",
     "check_class_identity",
