@@ -1,4 +1,9 @@
-"""AMCL against one fixed temperature on distorted digits: is a learned temperature for every pair as good a score?"""
+"""AMCL against one fixed temperature on distorted digits: is a learned temperature for every pair as good a score?
+
+On the card's two seeds the AUC against the fixed temperature does not hold (0.695 against 0.708, margin -0.005). Over
+seeds 0 to 5 it is 0.708 against 0.709, with a standard deviation between seeds of 0.024 and 0.009: two seeds cannot
+decide a margin of 0.005. The loss and its gradients equal the reference's and a loop over pairs to 1e-10.
+"""
 
 import numpy as np
 import pytest
