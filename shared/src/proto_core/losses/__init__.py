@@ -9,6 +9,15 @@ from proto_core.losses.adaptive_temperature import (
 )
 from proto_core.losses.comp_sum import CompSumLoss, SmoothAdversarialCompSumLoss
 from proto_core.losses.components import GLVQLoss, ProbabilityMarginLoss, RobustnessMarginLoss, TemplateMarginLoss
+from proto_core.losses.dice import (
+    DiceLoss,
+    HeatmapFocalLoss,
+    MaskedBCELoss,
+    MaskedSmoothL1Loss,
+    gather_map,
+    gradient_variance,
+    regression_gradient,
+)
 from proto_core.losses.equity import GeneralizedFocalLoss, dequity_weight
 from proto_core.losses.harmonic import HarmonicLoss, harmonic_log_probs
 from proto_core.losses.infonce import HardContrastiveLoss, InfoNCELoss, SimpleContrastiveLoss
@@ -60,15 +69,19 @@ __all__ = [
     "ClosenessLoss",
     "ClusterLoss",
     "CompSumLoss",
+    "DiceLoss",
     "DiscriminationLoss",
     "DiversityLoss",
     "GLVQLoss",
     "GeneralizedFocalLoss",
     "HardContrastiveLoss",
     "HarmonicLoss",
+    "HeatmapFocalLoss",
     "ICNNLoss",
     "IncorrectConnectionL1Loss",
     "InfoNCELoss",
+    "MaskedBCELoss",
+    "MaskedSmoothL1Loss",
     "MultiLabelClusterLoss",
     "MultiLabelSeparationLoss",
     "MultiSimilarityLoss",
@@ -98,11 +111,14 @@ __all__ = [
     "contrastive_of_gram",
     "dequity_weight",
     "diversity_of_gram",
+    "gather_map",
     "gpw_surrogate",
+    "gradient_variance",
     "harmonic_log_probs",
     "multi_similarity_mining",
     "pair_weights",
     "prototype_gram",
+    "regression_gradient",
     "soft_infonce_weights",
     "temperature_regularizer",
     "uncertainty_prototypes",
