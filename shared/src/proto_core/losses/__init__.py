@@ -20,6 +20,7 @@ from proto_core.losses.dice import (
 )
 from proto_core.losses.equity import GeneralizedFocalLoss, dequity_weight
 from proto_core.losses.harmonic import HarmonicLoss, harmonic_log_probs
+from proto_core.losses.hybrid import HybridSegmentationLoss
 from proto_core.losses.infonce import HardContrastiveLoss, InfoNCELoss, SimpleContrastiveLoss
 from proto_core.losses.margin import UNPGLoss, box_whisker_filter
 from proto_core.losses.multi_similarity import (
@@ -52,6 +53,7 @@ from proto_core.losses.prototype import (
     prototype_gram,
 )
 from proto_core.losses.prototype_relation import PrototypePullLoss, PrototypeRelationDistillationLoss
+from proto_core.losses.restoration import CharbonnierLoss, PixelFocusLoss
 from proto_core.losses.sinkhorn import (
     SinkhornLoss,
     UncertaintyPrototypeAlignmentLoss,
@@ -66,6 +68,7 @@ __all__ = [
     "AdaptiveMultiHeadContrastiveLoss",
     "AdaptiveTemperature",
     "BarlowTwinsLoss",
+    "CharbonnierLoss",
     "ClosenessLoss",
     "ClusterLoss",
     "CompSumLoss",
@@ -77,6 +80,7 @@ __all__ = [
     "HardContrastiveLoss",
     "HarmonicLoss",
     "HeatmapFocalLoss",
+    "HybridSegmentationLoss",
     "ICNNLoss",
     "IncorrectConnectionL1Loss",
     "InfoNCELoss",
@@ -89,6 +93,7 @@ __all__ = [
     "OrthogonalProjectionLoss",
     "PALMLoss",
     "PerpetualOrthogonalProjectionLoss",
+    "PixelFocusLoss",
     "ProbabilityMarginLoss",
     "ProtoTripletLoss",
     "PrototypeContrastiveLoss",

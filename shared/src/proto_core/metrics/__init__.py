@@ -2,6 +2,7 @@
 
 from proto_core.metrics.concentration import circularity, pca_concentration
 from proto_core.metrics.continual import ContinualMetrics
+from proto_core.metrics.image import psnr, ssim
 from proto_core.metrics.multilabel import (
     MacroAUROC,
     auroc_matrix,
@@ -31,6 +32,7 @@ from proto_core.metrics.representation import (
     uniformity,
 )
 from proto_core.metrics.saliency import content_heatmap, deletion_auc, heatmap_iou, outside_inside_ratio
+from proto_core.metrics.salient_objects import SaliencyMetrics, saliency_metrics
 from proto_core.metrics.uncertainty import aleatoric_uncertainty, epistemic_uncertainty, predictive_entropy
 from proto_core.metrics.verification import (
     VerificationMetrics,
@@ -48,6 +50,7 @@ __all__ = [
     "OODMetrics",
     "PartPrototypeScores",
     "RecallAtK",
+    "SaliencyMetrics",
     "VerificationMetrics",
     "aleatoric_uncertainty",
     "assign_parts",
@@ -79,10 +82,13 @@ __all__ = [
     "penalty_entropy",
     "perturb_images",
     "predictive_entropy",
+    "psnr",
     "rank1_accuracy",
     "recall_at_k",
     "relative_penalty",
     "rescale_part_locations",
+    "saliency_metrics",
+    "ssim",
     "stability_score",
     "tar_at_far",
     "template_features",
