@@ -54,6 +54,7 @@ from proto_core.losses.prototype import (
 )
 from proto_core.losses.prototype_relation import PrototypePullLoss, PrototypeRelationDistillationLoss
 from proto_core.losses.restoration import CharbonnierLoss, PixelFocusLoss
+from proto_core.losses.segmentation import CBDiceLoss, CEDiceLoss, CESkeletonRecallLoss, CLDiceLoss, RegionWiseLoss
 from proto_core.losses.sinkhorn import (
     SinkhornLoss,
     UncertaintyPrototypeAlignmentLoss,
@@ -62,12 +63,17 @@ from proto_core.losses.sinkhorn import (
 )
 from proto_core.losses.soft_infonce import SoftInfoNCELoss, soft_infonce_weights
 from proto_core.losses.supcon import SupConLoss
+from proto_core.losses.topology import TopoLoss, TopoWinLoss, WarpingLoss
 from proto_core.losses.triplet import ICNNLoss, ProtoTripletLoss
 
 __all__ = [
     "AdaptiveMultiHeadContrastiveLoss",
     "AdaptiveTemperature",
     "BarlowTwinsLoss",
+    "CBDiceLoss",
+    "CEDiceLoss",
+    "CESkeletonRecallLoss",
+    "CLDiceLoss",
     "CharbonnierLoss",
     "ClosenessLoss",
     "ClusterLoss",
@@ -99,6 +105,7 @@ __all__ = [
     "PrototypeContrastiveLoss",
     "PrototypePullLoss",
     "PrototypeRelationDistillationLoss",
+    "RegionWiseLoss",
     "RobustnessMarginLoss",
     "SeparationLoss",
     "SimpleContrastiveLoss",
@@ -109,8 +116,11 @@ __all__ = [
     "SupConLoss",
     "TemplateMarginLoss",
     "ThresholdAdaptiveLossScaling",
+    "TopoLoss",
+    "TopoWinLoss",
     "UNPGLoss",
     "UncertaintyPrototypeAlignmentLoss",
+    "WarpingLoss",
     "box_whisker_filter",
     "confidence_score",
     "contrastive_of_gram",

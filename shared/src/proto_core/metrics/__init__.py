@@ -33,6 +33,15 @@ from proto_core.metrics.representation import (
 )
 from proto_core.metrics.saliency import content_heatmap, deletion_auc, heatmap_iou, outside_inside_ratio
 from proto_core.metrics.salient_objects import SaliencyMetrics, saliency_metrics
+from proto_core.metrics.topology import (
+    BettiError,
+    betti_error,
+    betti_error_local,
+    betti_numbers,
+    cldice_score,
+    dice_score,
+    hd95,
+)
 from proto_core.metrics.uncertainty import aleatoric_uncertainty, epistemic_uncertainty, predictive_entropy
 from proto_core.metrics.verification import (
     VerificationMetrics,
@@ -44,6 +53,7 @@ from proto_core.metrics.verification import (
 )
 
 __all__ = [
+    "BettiError",
     "ContinualMetrics",
     "MacroAUROC",
     "OODDetection",
@@ -59,17 +69,23 @@ __all__ = [
     "auroc_per_label",
     "best_positive_rank",
     "best_threshold_accuracy",
+    "betti_error",
+    "betti_error_local",
+    "betti_numbers",
     "calibration_error",
     "circularity",
+    "cldice_score",
     "consistency_score",
     "content_heatmap",
     "deletion_auc",
+    "dice_score",
     "epistemic_uncertainty",
     "equal_error_rate",
     "f1_micro",
     "f1_per_label",
     "fmax",
     "fpr_at_tpr",
+    "hd95",
     "heatmap_iou",
     "icnn_score",
     "knn_predict",
