@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -113,7 +113,7 @@ class GeneralizedFocalLoss(nn.Module):
         return f"eta={self.eta}, gamma={self.gamma}, reduction={self.reduction!r}, normalize={self.normalize}"
 
     def forward(
-        self, logits: Float[Tensor, "N C"], targets: Int[Tensor, "N"], likelihood: Float[Tensor, "N"]
+        self, logits: Float[Tensor, "N ..."], targets: Shaped[Tensor, "N ..."], likelihood: Float[Tensor, "N"]
     ) -> Float[Tensor, "..."]:
         """Loss of a batch."""
         if self.base_loss is None:

@@ -9,7 +9,8 @@ corrected ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ class WarpingLoss(SegmentationLoss):
         0
     """
 
-    def __init__(self, lambd: float = 0.1, weights: Sequence[float] | Tensor | None = None) -> None:
+    def __init__(self, lambd: float = 0.1, weights: Any = None) -> None:
         super().__init__(weights)
         self.lambd = lambd
         self.active = True
@@ -108,7 +109,7 @@ class TopoLoss(SegmentationLoss):
         lambd: float = 100.0,
         topo_size: int = 50,
         persistence_threshold: float = 0.03,
-        weights: Sequence[float] | Tensor | None = None,
+        weights: Any = None,
     ) -> None:
         super().__init__(weights)
         check_positive(topo_size=topo_size)

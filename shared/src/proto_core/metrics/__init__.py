@@ -1,5 +1,6 @@
 """Metrics: plain functions over a whole fold, and torchmetrics classes that gather the fold."""
 
+from proto_core.metrics.clustering import ClusterAccuracy, cluster_accuracy
 from proto_core.metrics.concentration import circularity, pca_concentration
 from proto_core.metrics.continual import ContinualMetrics
 from proto_core.metrics.image import psnr, ssim
@@ -54,6 +55,7 @@ from proto_core.metrics.verification import (
 
 __all__ = [
     "BettiError",
+    "ClusterAccuracy",
     "ContinualMetrics",
     "MacroAUROC",
     "OODDetection",
@@ -75,6 +77,7 @@ __all__ = [
     "calibration_error",
     "circularity",
     "cldice_score",
+    "cluster_accuracy",
     "consistency_score",
     "content_heatmap",
     "deletion_auc",

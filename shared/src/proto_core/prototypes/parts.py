@@ -145,9 +145,7 @@ class PushResult(NamedTuple):
 
 
 @torch.no_grad()
-def push_part_prototypes(
-    layer: PartPrototypes, batches: Iterable[tuple[Float[Tensor, "n D H W"], Int[Tensor, "n"]]]
-) -> PushResult:
+def push_part_prototypes(layer: PartPrototypes, batches: Iterable[tuple[Tensor, Tensor]]) -> PushResult:
     """Replace every prototype by the most similar patch among the images of its class, scaled to unit norm.
 
     Similarity is the layer's own, without the ReLU; the first image, then the first place row by row, wins a tie. A
@@ -156,8 +154,8 @@ def push_part_prototypes(
 
     Args:
         layer: its ``prototypes`` are overwritten.
-        batches: features and class indices of the training images, un-augmented, network in evaluation mode; maps of
-            one size.
+        batches: features ``[n, D, H, W]`` and class indices ``[n]`` of the training images, un-augmented, network in
+            evaluation mode; maps of one size.
 
     Raises:
         ValueError: features that do not fit the layer, maps of two sizes, targets outside 0..C-1.

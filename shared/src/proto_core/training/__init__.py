@@ -3,11 +3,23 @@
 from proto_core.training.averaging import Teacher
 from proto_core.training.checkpoints import WholeFileCheckpointIO, read_checkpoint, save_checkpoint
 from proto_core.training.curriculum import Curriculum, ProjectionCallback, project_with_trainer
+from proto_core.training.landscape import (
+    GradientNormCallback,
+    MESACallback,
+    NullSpaceCallback,
+    SAFCallback,
+    SAMCallback,
+)
 from proto_core.training.stages import Stage, enter_stage
 
 __all__ = [
     "Curriculum",
+    "GradientNormCallback",
+    "MESACallback",
+    "NullSpaceCallback",
     "ProjectionCallback",
+    "SAFCallback",
+    "SAMCallback",
     "Stage",
     "Teacher",
     "WholeFileCheckpointIO",
