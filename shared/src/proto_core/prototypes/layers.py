@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from proto_core.distances import cosine_similarity
+from proto_core.checks import check_option
+from proto_core.distances import METRICS, cosine_similarity
 from proto_core.prototypes.classes import check_class_identity
 
 __all__ = ["PointPrototypes", "PrototypeLayer", "global_cosine_similarity"]
@@ -125,13 +126,18 @@ class PrototypeLayer(nn.Module):
 
 
 class PointPrototypes(PrototypeLayer):
-    """Prototypes that are points of the embedding space, compared by cosine.
+    """Prototypes that are points of the embedding space, compared by cosine or by any distance.
 
-    ``s_np = <f_n / max(|f_n|, 1e-12), p / max(|p|, 1e-12)>``, in [-1, 1]; a zero vector has similarity 0.
+    ``s_np = <f_n / max(|f_n|, 1e-12), p / max(|p|, 1e-12)>``, in [-1, 1]; a zero vector has similarity 0. With a
+    distance d of :mod:`proto_core.distances` the similarity is ``-d(f_n, p)``.
 
     Args:
         dim: embedding dimension D.
         class_identity: ``[P, C]``.
+        distance: name of a distance; ``None``: the cosine similarity.
+
+    Raises:
+        ValueError: an unknown distance; features of another width.
 
     Shapes:
         features ``[N, D]`` -> similarities ``[N, P]``.
@@ -144,16 +150,27 @@ class PointPrototypes(PrototypeLayer):
         torch.Size([5, 6])
     """
 
-    def __init__(self, dim: int, class_identity: Shaped[Tensor, "P C"]) -> None:
+    def __init__(self, dim: int, class_identity: Shaped[Tensor, "P C"], *, distance: str | None = None) -> None:
         super().__init__((dim,), class_identity)
+        self.distance = distance if distance is None else check_option("distance", distance, *METRICS)
 
     def forward(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N P"]:
-        """Cosine similarity of every sample to every prototype."""
-        return global_cosine_similarity(features, self.prototypes)
+        """Similarity of every sample to every prototype."""
+        return self._similarity(features, self.prototypes)
+
+    def _similarity(self, features: Tensor, prototypes: Tensor) -> Tensor:
+        if self.distance is None:
+            return global_cosine_similarity(features, prototypes)
+        options = {"precision": torch.ones_like(prototypes[0])} if self.distance == "mahalanobis" else {}
+        return -METRICS[self.distance](features, prototypes, **options)
 
     def match(self, features: Tensor, active: Int[Tensor, " A"]) -> Float[Tensor, "n A 1"]:
         """See :class:`PrototypeLayer`; a point has one position."""
-        return global_cosine_similarity(features, self.prototypes[active]).unsqueeze(-1)
+        return self._similarity(features, self.prototypes[active]).unsqueeze(-1)
+
+    def extra_repr(self) -> str:
+        """Sizes, the distance and how many prototypes are real cases."""
+        return super().extra_repr() + (f", distance={self.distance!r}" if self.distance else "")
 
     def take(self, features: Tensor, rows: Int[Tensor, " B"], positions: Int[Tensor, " B"]) -> Tensor:
         """See :class:`PrototypeLayer`."""
