@@ -340,6 +340,7 @@ def _inner(p: Tensor) -> Tensor:
 
 
 def _check_share(name: str, values: Tensor) -> None:
-    if readable(values) and not bool(((values >= 0) & (values <= 1)).all()):
-        low, high = float(values.min()), float(values.max())
-        raise ValueError(f"{name}: found values from {low:g} to {high:g}, needed 0 to 1")
+    if readable(values):
+        low, high = (float(value) for value in values.aminmax())
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"{name}: found values from {low:g} to {high:g}, needed 0 to 1")

@@ -253,9 +253,10 @@ def _weighted_f(p: Tensor, g: Tensor) -> Float[Tensor, "N"]:
     distance, nearest = _to_object(g)
     seen = torch.where(g, error, error.flatten(1).gather(1, nearest.flatten(1)).reshape(error.shape))
     offsets = torch.arange(-3, 4, dtype=torch.float64, device=p.device)
-    window = (-(offsets[:, None].square() + offsets.square()) / (2 * 5.0**2)).exp()
+    window = (-offsets.square() / (2 * 5.0**2)).exp()
     window = window / window.sum()
-    spread = F.conv2d(seen.unsqueeze(1), window[None, None], padding=3).squeeze(1)
+    spread = F.conv2d(seen.unsqueeze(1), window[None, None, :, None], padding=(3, 0))
+    spread = F.conv2d(spread, window[None, None, None, :], padding=(0, 3)).squeeze(1)
     least = torch.where(g & (spread < error), spread, error)
     weight = torch.where(g, 1.0, 2 - (math.log(0.5) / 5 * distance).exp()).to(error)
     weighted = least * weight

@@ -6,10 +6,10 @@ from proto_core.training.curriculum import Curriculum, ProjectionCallback, proje
 from proto_core.training.landscape import (
     GradientNormCallback,
     MESACallback,
-    NullSpaceCallback,
     SAFCallback,
     SAMCallback,
 )
+from proto_core.training.protection import NullSpaceCallback
 from proto_core.training.stages import Stage, enter_stage
 
 __all__ = [
