@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from proto_core.losses import SoftInfoNCELoss, soft_infonce_weights
+from proto_core.metrics import mean_reciprocal_rank, reciprocal_ranks
 
 NAMES = {
     "soft": "softinfonce",
@@ -148,3 +149,22 @@ def test_bad_input_is_named():
     ]:
         with pytest.raises(ValueError, match=says):
             call()
+
+
+def test_reciprocal_ranks_equal_the_authors_code(golden_dir):
+    golden = np.load(golden_dir / "soft_infonce.npz")
+    query, gallery, names, codes = (torch.from_numpy(golden[f"mrr_{name}"]) for name in ("q", "c", "qu", "cu"))
+    cutoff = int(golden["mrr_cut"])
+    found = reciprocal_ranks(query, gallery, names, codes, cutoff)
+    np.testing.assert_allclose(found.numpy(), golden["mrr_rr"], rtol=1e-9)
+    assert mean_reciprocal_rank(query, gallery, names, codes, cutoff) == pytest.approx(float(golden["mrr"]))
+    within = reciprocal_ranks(query, gallery, names, codes, cutoff=3)
+    assert torch.equal(within, torch.where(found >= 1 / 3 - 1e-12, found, 0.0))
+
+
+def test_reciprocal_ranks_refuse():
+    x, y = torch.eye(2), torch.arange(2)
+    with pytest.raises(ValueError, match="cutoff: found 0"):
+        reciprocal_ranks(x, x, y, y, cutoff=0)
+    with pytest.raises(ValueError, match="query: found no row"):
+        mean_reciprocal_rank(x[:0], x, y[:0], y)

@@ -24,7 +24,15 @@ from proto_core.metrics.parts import (
     rescale_part_locations,
     stability_score,
 )
-from proto_core.metrics.ranking import RecallAtK, best_positive_rank, knn_predict, nearest, recall_at_k
+from proto_core.metrics.ranking import (
+    RecallAtK,
+    best_positive_rank,
+    knn_predict,
+    mean_reciprocal_rank,
+    nearest,
+    recall_at_k,
+    reciprocal_ranks,
+)
 from proto_core.metrics.representation import (
     penalty_distribution,
     penalty_entropy,
@@ -93,6 +101,7 @@ __all__ = [
     "icnn_score",
     "knn_predict",
     "macro_auroc",
+    "mean_reciprocal_rank",
     "nearest",
     "ood_metrics",
     "outside_inside_ratio",
@@ -104,6 +113,7 @@ __all__ = [
     "psnr",
     "rank1_accuracy",
     "recall_at_k",
+    "reciprocal_ranks",
     "relative_penalty",
     "rescale_part_locations",
     "saliency_metrics",

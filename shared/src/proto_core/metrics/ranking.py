@@ -18,7 +18,15 @@ from torchmetrics.utilities.data import dim_zero_cat
 from proto_core.checks import check_class_targets, check_positive
 from proto_core.precision import full_precision, no_autocast, unit_vectors
 
-__all__ = ["RecallAtK", "best_positive_rank", "knn_predict", "nearest", "recall_at_k"]
+__all__ = [
+    "RecallAtK",
+    "best_positive_rank",
+    "knn_predict",
+    "mean_reciprocal_rank",
+    "nearest",
+    "recall_at_k",
+    "reciprocal_ranks",
+]
 
 BLOCK = 2**22
 """Similarities that one looks at in one go."""
@@ -188,6 +196,67 @@ def recall_at_k(
     _ranks(k)
     rank = best_positive_rank(query, query_labels, gallery, gallery_labels)
     return {int(each): float((rank < each).double().mean()) for each in k}
+
+
+def reciprocal_ranks(
+    query: Float[Tensor, "Q D"],
+    gallery: Float[Tensor, "G D"],
+    query_labels: Int[Tensor, "Q"],
+    gallery_labels: Int[Tensor, "G"],
+    cutoff: int = 1000,
+) -> Float[Tensor, "Q"]:
+    """One over the rank (by dot product, from 1) of the first gallery row of each query's label.
+
+    0 where that rank is beyond the cutoff, or no row has the label; equal scores favour the query.
+
+    Args:
+        query: rows, used as they are.
+        gallery: rows.
+        query_labels: one per query.
+        gallery_labels: one per gallery row.
+        cutoff: last rank that counts.
+
+    Raises:
+        ValueError: shapes that do not fit, a cutoff below 1, NaN.
+
+    Example:
+        >>> import torch
+        >>> from proto_core.metrics import reciprocal_ranks
+        >>> gallery = torch.tensor([[3.0], [2.0], [1.0]])
+        >>> reciprocal_ranks(torch.ones(2, 1), gallery, torch.tensor([7, 9]), torch.tensor([5, 7, 6]))
+        tensor([0.5000, 0.0000], dtype=torch.float64)
+    """
+    if cutoff < 1:
+        raise ValueError(f"cutoff: found {cutoff}, needed at least 1")
+    found = torch.zeros(len(query), dtype=torch.float64, device=query.device)
+    known = torch.isin(query_labels, gallery_labels)
+    if bool(known.any()):
+        rank = best_positive_rank(query[known], query_labels[known], gallery, gallery_labels).double() + 1
+        found[known] = torch.where(rank <= cutoff, rank.reciprocal(), 0.0)
+    return found
+
+
+def mean_reciprocal_rank(
+    query: Float[Tensor, "Q D"],
+    gallery: Float[Tensor, "G D"],
+    query_labels: Int[Tensor, "Q"],
+    gallery_labels: Int[Tensor, "G"],
+    cutoff: int = 1000,
+) -> float:
+    """Mean of :func:`reciprocal_ranks` over the queries (MRR).
+
+    Raises:
+        ValueError: see :func:`reciprocal_ranks`; no query.
+
+    Example:
+        >>> import torch
+        >>> from proto_core.metrics import mean_reciprocal_rank
+        >>> mean_reciprocal_rank(torch.eye(2), torch.eye(2), torch.tensor([3, 4]), torch.tensor([3, 4]))
+        1.0
+    """
+    if len(query) == 0:
+        raise ValueError("query: found no row, needed one at least")
+    return reciprocal_ranks(query, gallery, query_labels, gallery_labels, cutoff).mean().item()
 
 
 class RecallAtK(Metric):
