@@ -1,4 +1,9 @@
-"""Generated brick walls: does training by clDice leave fewer wrong pieces than cross entropy and Dice?"""
+"""Generated brick walls: does training by clDice leave fewer wrong pieces than cross entropy and Dice?
+
+At this size it does not show: both networks solve the walls (Dice 0.999, one wrong piece in 180 test images each), so
+that the errors are equal. The claim needs images in which a network still cuts the mortar; the card says to report it
+so. Both losses equal the authors' code to 1e-8.
+"""
 
 import numpy as np
 import pytest
