@@ -308,7 +308,7 @@ def canberra(
             if normalize_weights:
                 weight = weight / weight.sum(-1, keepdim=True)
             return (weight * (a - b).abs() / size).sum(-1)
-        size = torch.where(size < eps, eps, size) if variant == "standard" else size.clamp_min(min_denom)
+        size = size.clamp_min(eps if variant == "standard" else min_denom)
         return ((a - b).abs() / size).sum(-1)
 
     return _pairwise(distance, x, c, chunk_size)

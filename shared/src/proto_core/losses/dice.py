@@ -100,7 +100,8 @@ class DiceLoss(nn.Module):
             raise ValueError(f"input, target: found shapes {shapes}, needed [B, C, ...] both, not empty")
         _check_share("target", target)
         p, y = full_precision(input), target.to(full_precision(input))
-        p = (p.sigmoid() if self.from_logits else p).clamp(self.clip, 1 - self.clip)
+        p = p.sigmoid() if self.from_logits else p
+        p = p.clamp(self.clip, 1 - self.clip) if self.clip else p
         places = [0, *range(2, p.ndim)]
         sums = torch.stack([(p * y).sum(places), p.sum(places) + y.sum(places)])
         if self.gather_distributed:
