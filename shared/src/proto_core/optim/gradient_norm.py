@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from proto_core.checks import check_positive
 from proto_core.distributed import all_reduce_sum, is_distributed
+from proto_core.optim.sharpness import buffers_at_rest, restore
 from proto_core.systems import Paper
 
 __all__ = ["GradientNormRegularizer"]
@@ -120,15 +121,13 @@ class GradientNormRegularizer:
         with torch.no_grad():
             norm = torch.stack(torch._foreach_norm(h)).norm()
             scale = torch.where(norm > 0, self.r / norm, 0)
-            kept = [p.detach().clone() for p in weights]
+            kept = [(p, p.detach().clone()) for p in weights]
             for p, step in zip(weights, h):
                 p.add_(step * scale.to(p))
         try:
             beyond = self._gradients(mean_fn, weights)
         finally:
-            with torch.no_grad():
-                for p, old in zip(weights, kept):
-                    p.copy_(old)
+            restore(kept)
         with torch.no_grad():
             factor = torch.where(norm > 0, self.lam * (self.rho / self.r), 0).to(norm)
             for p, near, far in zip(weights, h, beyond):
@@ -148,20 +147,14 @@ class GradientNormRegularizer:
         self.lam = torch.as_tensor(state_dict["lam"]).detach().clone().to(next(self.model.parameters()).device)
 
     def _gradients(self, mean_fn: Callable[[], Tensor], parameters: list[nn.Parameter]) -> list[Tensor | None]:
-        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         devices = sorted({p.device.index or 0 for p in parameters if p.is_cuda})
-        try:
-            with torch.random.fork_rng(devices), torch.enable_grad():
-                mean = mean_fn()
-                if mean.numel() != 1:
-                    raise ValueError(f"mean_fn: found a result of shape {tuple(mean.shape)}, needed a scalar")
-                if not mean.requires_grad:
-                    raise ValueError("mean_fn: found a result without a gradient; is it computed under no_grad?")
-                found = torch.autograd.grad(mean.sum(), parameters, allow_unused=True)
-        finally:
-            with torch.no_grad():
-                for buffer, old in buffers:
-                    buffer.copy_(old)
+        with buffers_at_rest(self.model), torch.random.fork_rng(devices), torch.enable_grad():
+            mean = mean_fn()
+            if mean.numel() != 1:
+                raise ValueError(f"mean_fn: found a result of shape {tuple(mean.shape)}, needed a scalar")
+            if not mean.requires_grad:
+                raise ValueError("mean_fn: found a result without a gradient; is it computed under no_grad?")
+            found = torch.autograd.grad(mean.sum(), parameters, allow_unused=True)
         if not is_distributed():
             return list(found)
         return [None if g is None else all_reduce_sum(g) / dist.get_world_size() for g in found]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -75,20 +76,14 @@ class SAM(torch.optim.Optimizer):
         moving = [(p, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
         if not moving:
             return
-        scaled = [(p.abs() if group["adaptive"] else 1) * p.grad for p, group in moving]
-        norm = torch.stack(torch._foreach_norm(scaled)).norm()
-        self._resting = [(p, p.detach().clone()) for p, _ in moving]
-        for p, group in moving:
-            step = (p.square() if group["adaptive"] else 1) * p.grad
-            p.add_(step * (group["rho"] / (norm + 1e-12)))
+        self._resting = ascend([(p, p.grad, group["rho"], group["adaptive"]) for p, group in moving])
         if zero_grad:
             self.zero_grad()
 
     @torch.no_grad()
     def second_step(self, zero_grad: bool = True) -> None:
         """Back to the weights, then the base optimiser's step with the gradients from the worst point."""
-        for p, kept in self._resting:
-            p.copy_(kept)
+        restore(self._resting)
         self._resting = []
         self.base_optimizer.step()
         if zero_grad:
@@ -120,6 +115,40 @@ class SAM(torch.optim.Optimizer):
         self.param_groups = self.base_optimizer.param_groups
 
 
+@torch.no_grad()
+def ascend(moving: Sequence[tuple[Tensor, Tensor, float, bool]]) -> list[tuple[Tensor, Tensor]]:
+    """Move to the worst point of the ball; the norm is over all tensors together.
+
+    Args:
+        moving: tensor, its gradient, radius, and whether the radius scales with the tensor.
+
+    Returns:
+        Each tensor with a copy of what it was, for :func:`restore`.
+    """
+    norm = torch.stack(torch._foreach_norm([(p.abs() if adaptive else 1) * g for p, g, _, adaptive in moving])).norm()
+    kept = [(p, p.detach().clone()) for p, *_ in moving]
+    for p, g, rho, adaptive in moving:
+        p.add_((p.square() if adaptive else 1) * g * (rho / (norm + 1e-12)))
+    return kept
+
+
+@torch.no_grad()
+def restore(kept: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Bring tensors back to their copies, bit by bit."""
+    for tensor, old in kept:
+        tensor.copy_(old)
+
+
+@contextmanager
+def buffers_at_rest(module: nn.Module) -> Iterator[None]:
+    """Passes in here leave no trace in the buffers (running statistics of batch norm)."""
+    kept = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        restore(kept)
+
+
 def sharpness(model: nn.Module, loss_fn: Callable[..., Tensor], batch: tuple[Any, ...], rho: float = 0.05) -> float:
     """``L(w + rho g / |g|) - L(w)`` on one batch; weights, gradients and mode are left as they were.
 
@@ -143,23 +172,15 @@ def sharpness(model: nn.Module, loss_fn: Callable[..., Tensor], batch: tuple[Any
     check_positive(rho=rho)
     inputs, *rest = batch
     parameters = [p for p in model.parameters() if p.requires_grad]
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with torch.enable_grad():
+    with torch.enable_grad(), buffers_at_rest(model):
         before = loss_fn(model(inputs), *rest)
         gradients = torch.autograd.grad(before, parameters, allow_unused=True)
-    moving = [(p, g) for p, g in zip(parameters, gradients) if g is not None]
-    with torch.no_grad():
-        norm = torch.stack([g.norm() for _, g in moving]).norm() + 1e-12
-        kept = [p.clone() for p, _ in moving]
+        kept = ascend([(p, g, rho, False) for p, g in zip(parameters, gradients) if g is not None])
         try:
-            for p, g in moving:
-                p.add_(g * (rho / norm))
-            after = loss_fn(model(inputs), *rest)
+            with torch.no_grad():
+                after = loss_fn(model(inputs), *rest)
         finally:
-            for (p, _), old in zip(moving, kept):
-                p.copy_(old)
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
+            restore(kept)
     return float(after - before)
 
 

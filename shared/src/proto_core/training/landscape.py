@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from proto_core.optim.gradient_norm import GradientNormRegularizer
+from proto_core.optim.sharpness import ascend, buffers_at_rest, restore
 from proto_core.optim.trajectory import MESA, TrajectoryLoss, trajectory_kl
 
 __all__ = ["GradientNormCallback", "MESACallback", "SAFCallback", "SAMCallback"]
@@ -320,26 +321,15 @@ class SAMCallback(L.Callback):
         moving = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not moving:
             return
-        with torch.no_grad():
-            scaled = [(p.abs() if self.adaptive else 1) * p.grad for p in moving]
-            norm = torch.stack(torch._foreach_norm(scaled)).norm()
-            kept = [p.detach().clone() for p in moving]
-            for p in moving:
-                step = (p.square() if self.adaptive else 1) * p.grad  # type: ignore[operator]
-                p.add_(step * (self.rho / (norm + 1e-12)))
-        buffers = [(buffer, buffer.clone()) for buffer in pl_module.buffers()]
+        kept = ascend([(p, p.grad, self.rho, self.adaptive) for p in moving])
         optimizer.zero_grad()
         try:
-            with silent(pl_module):
+            with silent(pl_module), buffers_at_rest(pl_module):
                 found = trainer.strategy.training_step(*self._batch)
                 loss: Any = found["loss"] if isinstance(found, dict) else found
                 loss.backward()
         finally:
-            with torch.no_grad():
-                for p, old in zip(moving, kept):
-                    p.copy_(old)
-                for buffer, old in buffers:
-                    buffer.copy_(old)
+            restore(kept)
 
 
 def logits_of(output: Any) -> Tensor:
