@@ -139,31 +139,31 @@ def test_a_loss_goes_into_a_room_of_the_core(workspace):
 
 def test_a_new_package_is_known_everywhere(workspace, capsys):
     before = tree(workspace)
-    assert scaffold(workspace, "delta", "--package", "proto-vision") == 2
+    assert scaffold(workspace, "delta", "--package", "proto-quux") == 2
     assert "--new-package" in capsys.readouterr().err
     assert tree(workspace) == before
-    assert scaffold(workspace, "delta", "--package", "proto-vision", "--new-package") == 0
+    assert scaffold(workspace, "delta", "--package", "proto-quux", "--new-package") == 0
     root = tomllib.loads((workspace / "pyproject.toml").read_text(encoding="utf-8"))
     old = tomllib.loads(before["pyproject.toml"])
-    assert root["project"]["dependencies"] == [*old["project"]["dependencies"], "proto-vision", "proto-vision-app"]
-    assert {"proto-vision", "proto-vision-app"} <= set(root["tool"]["uv"]["sources"])
+    assert root["project"]["dependencies"] == [*old["project"]["dependencies"], "proto-quux", "proto-quux-app"]
+    assert {"proto-quux", "proto-quux-app"} <= set(root["tool"]["uv"]["sources"])
     for key in ("files", "mypy_path"):
-        assert root["tool"]["mypy"][key][-2:] == ["packages/proto-vision/src", "apps/vision/src"]
+        assert root["tool"]["mypy"][key][-2:] == ["packages/proto-quux/src", "apps/quux/src"]
     linter = root["tool"]["importlinter"]
-    assert linter["root_packages"][-2:] == ["proto_vision", "proto_vision_app"]
+    assert linter["root_packages"][-2:] == ["proto_quux", "proto_quux_app"]
     layers = next(contract["layers"] for contract in linter["contracts"] if contract["type"] == "layers")
-    assert [layer.split(" | ")[-1] for layer in layers] == ["proto_vision_app", "proto_vision", "proto_core"]
-    app = tomllib.loads((workspace / "apps/vision/pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert app["scripts"] == {"proto-vision": "proto_vision_app.main:main"}
-    assert entry_points(workspace, "packages/proto-vision") == {"delta": "proto_vision.delta:Delta"}
-    assert load(workspace / "apps/vision/src/proto_vision_app/main.py").APP.package == "proto-vision"
-    assert load(workspace / "tools/shape_checks.py").CHECKED[-1] == "proto_vision"
-    assert tree(workspace)["README.md"].count("(packages/proto-vision/README.md)") == 1
+    assert [layer.split(" | ")[-1] for layer in layers] == ["proto_quux_app", "proto_quux", "proto_core"]
+    app = tomllib.loads((workspace / "apps/quux/pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert app["scripts"] == {"proto-quux": "proto_quux_app.main:main"}
+    assert entry_points(workspace, "packages/proto-quux") == {"delta": "proto_quux.delta:Delta"}
+    assert load(workspace / "apps/quux/src/proto_quux_app/main.py").APP.package == "proto-quux"
+    assert load(workspace / "tools/shape_checks.py").CHECKED[-1] == "proto_quux"
+    assert tree(workspace)["README.md"].count("(packages/proto-quux/README.md)") == 1
     lint(workspace)
-    assert scaffold(workspace, "epsilon_of_vision", "--package", "proto-vision") == 0
+    assert scaffold(workspace, "epsilon_of_quux", "--package", "proto-quux") == 0
     lint(workspace)
     kept = tree(workspace)
-    assert scaffold(workspace, "zeta", "--package", "proto-vision", "--new-package") == 2
+    assert scaffold(workspace, "zeta", "--package", "proto-quux", "--new-package") == 2
     assert tree(workspace) == kept
 
 
@@ -216,10 +216,10 @@ def test_an_error_while_writing_takes_everything_back(workspace, monkeypatch, ca
         return real(path)
 
     monkeypatch.setattr(new_system, "atomic_write", full)
-    assert scaffold(workspace, "kappa", "--package", "proto-vision", "--new-package") == 2
+    assert scaffold(workspace, "kappa", "--package", "proto-quux", "--new-package") == 2
     assert "no space left" in capsys.readouterr().err
     assert tree(workspace) == before
-    assert not (workspace / "packages/proto-vision").exists()
+    assert not (workspace / "packages/proto-quux").exists()
 
 
 def test_arrays_keep_their_form():

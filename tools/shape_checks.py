@@ -10,7 +10,7 @@ from jaxtyping import install_import_hook
 
 __all__ = ["CHECKED", "check", "switch_on"]
 
-CHECKED = ["proto_core", "proto_ecg"]
+CHECKED = ["proto_core", "proto_ecg", "proto_vision"]
 """Import names of the packages whose annotations are checked."""
 
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))

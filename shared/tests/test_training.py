@@ -327,3 +327,39 @@ def test_teacher_follows_and_never_trains():
     assert not teacher(torch.randn(3, 2)).requires_grad
     with pytest.raises(ValueError, match="momentum"):
         Teacher(student, 1.5)
+
+
+def test_rates_fall_at_milestones(tmp_path):
+    net = Net()
+    steps = dict(scheduler="steps", milestones=(1, 3), gamma=0.5, monitor="val/loss", mode="min")
+    net.stages = [Stage("joint", ("encoder.*",), 4, lr=0.08, **steps)]
+    net, _ = fit(tmp_path, net)
+    per_epoch = len(net.seen) // 4
+    assert [rate for _, rate in net.seen[::per_epoch]] == pytest.approx([0.08, 0.04, 0.04, 0.02])
+
+
+def test_without_a_monitor_the_last_epoch_is_kept(tmp_path):
+    net = Net()
+    net.stages = [
+        Stage("joint", ("encoder.*",), 3, lr=0.05, monitor=None, patience=1),
+        Stage("head", ("head.*",), 1, lr=0.05, monitor=None),
+    ]
+    ends = []
+
+    class Watch(pl.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            ends.append(module.encoder.weight.detach().clone())
+
+    pl.seed_everything(1, verbose=False)
+    trainer(tmp_path, Watch(), Curriculum()).fit(net, datamodule=Data())
+    assert len(ends) == 4
+    assert not torch.equal(ends[1], ends[2])
+    assert torch.equal(net.encoder.weight, ends[2])
+
+
+@pytest.mark.bad_input
+def test_a_monitor_that_is_not_logged_is_named(tmp_path):
+    net = Net()
+    net.stages = [Stage("joint", ("encoder.*",), 1, monitor="val/accuracy")]
+    with pytest.raises(ValueError, match=r"logs no 'val/accuracy' .a data set without a validation part"):
+        fit(tmp_path, net)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import yaml
-from lightning.pytorch.callbacks import TQDMProgressBar
 
-from proto_core.cli.training import KeepSettings, instantiate, write_results
+from proto_core.cli.demo import quiet_lightning, staged_trainer
+from proto_core.cli.training import instantiate, write_results
 from proto_core.files import atomic_write, writable_folder
-from proto_core.training import Curriculum
 from proto_ecg.baseline import ECGResNet
 from proto_ecg_app.explain import explain_records
 
@@ -25,46 +22,15 @@ __all__ = ["run"]
 CONFIG = Path(__file__).parent / "configs" / "protoecgnet" / "demo.yaml"
 
 
-class _Progress(TQDMProgressBar):
-    """Lightning's bar with the stage's name in front."""
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        super().on_train_epoch_start(trainer, *args)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Curriculum) and callback.stages:
-                stage = callback.stage
-                self.train_progress_bar.set_description(f"{stage.name} {callback.epoch + 1}/{stage.max_epochs}")
-
-
-def _trainer(out: Path, name: str, settings: str) -> pl.Trainer:
-    return pl.Trainer(
-        default_root_dir=out,
-        accelerator="auto",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        callbacks=[Curriculum(dirpath=str(out / name)), KeepSettings(settings), _Progress(leave=False)],
-    )
-
-
 def run(arguments: Any) -> int:
     """Run the command."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
+    with quiet_lightning():
         return _run(arguments)
-    finally:
-        logger.setLevel(level)
 
 
 def _run(arguments: Any) -> int:
     started = time.monotonic()
     out = writable_folder(arguments.out, "--out")
-    warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
     pl.seed_everything(arguments.seed, workers=True, verbose=False)
     overrides = ["--data.num_records", str(arguments.records), "--data.seed", str(arguments.seed)]
     if arguments.keep_data:
@@ -76,14 +42,14 @@ def _run(arguments: Any) -> int:
         stored["init_args"]["keep_data"] = str(Path(arguments.keep_data).resolve())
     settings = yaml.safe_dump({"data": stored}, sort_keys=False)
 
-    trainer = _trainer(out, "checkpoints", settings)
+    trainer = staged_trainer(out, "checkpoints", settings)
     trainer.fit(network, datamodule=data)
     trainer.test(network, datamodule=data, verbose=False)
 
     epochs = network.schedule.joint_epochs
     pl.seed_everything(arguments.seed, workers=True, verbose=False)
     baseline = ECGResNet(network, lr=network.schedule.lr, max_epochs=epochs)
-    rival = _trainer(out, "baseline", settings)
+    rival = staged_trainer(out, "baseline", settings)
     rival.fit(baseline, datamodule=data)
     rival.test(baseline, datamodule=data, verbose=False)
 

@@ -29,7 +29,10 @@ __all__ = ["ProtoCLI", "data_from_checkpoint", "data_settings", "find_config", "
 
 log = logging.getLogger(__name__)
 
-_LINKS = ("label_names", "branch_labels", "num_samples", "sampling_rate", "num_classes", "class_names")
+_LINKS = (
+    *("label_names", "branch_labels", "num_samples", "sampling_rate"),
+    *("num_classes", "class_names", "image_size", "in_channels"),
+)
 """Attributes of a data module that become arguments of a model that has an argument of that name."""
 _SUBCOMMANDS = ("fit", "validate", "test", "predict")
 

@@ -103,6 +103,7 @@ def render_report(
     metadata: Mapping[str, str] | None = None,
     footer: str = "",
     noun: str = "Sample",
+    threshold: str = "Threshold",
     top: int = 3,
 ) -> str:
     """Write the page.
@@ -119,6 +120,7 @@ def render_report(
         metadata: of the whole report, such as the model's name.
         footer: closing remark.
         noun: what a sample is called, such as ``"ECG"``.
+        threshold: what a label's probability has to reach to be predicted, as the page's tables call it.
         top: how many prototypes are shown for each label, for and against.
 
     Returns:
@@ -152,7 +154,8 @@ def render_report(
         labels = [_label(section, explanation, draw_evidence, top) for explanation in section.explanations]
         pages.append((section, picture, labels))
     template = _environment().get_template("report.html")
-    return template.render(title=title, metadata=metadata or {}, pages=pages, footer=footer, noun=noun)
+    words = {"title": title, "footer": footer, "noun": noun, "threshold": threshold}
+    return template.render(metadata=metadata or {}, pages=pages, **words)
 
 
 def write_report(path: str | os.PathLike[str], html: str) -> None:

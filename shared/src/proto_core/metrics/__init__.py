@@ -1,5 +1,6 @@
 """Metrics: plain functions over a whole fold, and torchmetrics classes that gather the fold."""
 
+from proto_core.metrics.classification import FoldAccuracy, classification_figures
 from proto_core.metrics.clustering import ClusterAccuracy, cluster_accuracy
 from proto_core.metrics.concentration import circularity, pca_concentration
 from proto_core.metrics.continual import ContinualMetrics
@@ -65,6 +66,7 @@ __all__ = [
     "BettiError",
     "ClusterAccuracy",
     "ContinualMetrics",
+    "FoldAccuracy",
     "MacroAUROC",
     "OODDetection",
     "OODMetrics",
@@ -84,6 +86,7 @@ __all__ = [
     "betti_numbers",
     "calibration_error",
     "circularity",
+    "classification_figures",
     "cldice_score",
     "cluster_accuracy",
     "consistency_score",

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
+
+from proto_core.metrics.fold import FoldScores
 
 __all__ = [
     "MacroAUROC",
@@ -196,7 +196,7 @@ def calibration_error(
     return error if per_label else float(error)
 
 
-class MacroAUROC(Metric):
+class MacroAUROC(FoldScores):
     """Macro-AUROC of a whole fold, however it was split into batches and ranks (torchmetrics).
 
     ``update(scores [N, C], targets [N, C], index [N])`` collects; ``compute()`` gathers all ranks. Where sample
@@ -218,18 +218,6 @@ class MacroAUROC(Metric):
         torch.Size([2, 1])
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    scores: list[Tensor]
-    targets: list[Tensor]
-    index: list[Tensor]
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        for name in ("scores", "targets", "index"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
-
     def update(
         self,
         scores: Float[Tensor, "N C"],
@@ -241,50 +229,13 @@ class MacroAUROC(Metric):
             raise ValueError(
                 f"scores, targets: found shapes {tuple(scores.shape)} and {tuple(targets.shape)}, needed [N, C] twice"
             )
-        if index is None:
-            index = torch.full((len(scores),), -1, device=scores.device)
-        if index.shape != scores.shape[:1]:
-            raise ValueError(f"index: found shape {tuple(index.shape)}, needed ({len(scores)},)")
-        self.scores.append(scores.detach().float())
-        self.targets.append(targets.detach().to(torch.uint8))
-        self.index.append(index.detach().long())
+        self.collect(scores, targets.detach().to(torch.uint8), index)
 
     def compute(self) -> Float[Tensor, ""]:
         """Macro-AUROC of everything collected; NaN if no label has positives and negatives."""
-        if not self._collected():
+        if not self.collected:
             return torch.tensor(torch.nan, device=self.device)
-        return torch.tensor(macro_auroc(*self._fold()), device=self.device)
-
-    def gathered(self) -> tuple[Float[Tensor, "N C"], Shaped[Tensor, "N C"]]:
-        """Scores (float32) and targets (uint8) of the whole fold on the CPU: all ranks, each sample once, by index.
-
-        Every rank must call it if one does.
-
-        Raises:
-            ValueError: nothing was collected, or indices were given for some batches only.
-        """
-        synced = self._is_synced
-        with self.sync_context(
-            dist_sync_fn=self.dist_sync_fn, should_sync=not synced and self._to_sync, should_unsync=not synced
-        ):
-            if not self._collected():
-                raise ValueError("MacroAUROC: found no batch, needed one update at least")
-            return self._fold()
-
-    def _collected(self) -> bool:
-        return isinstance(self.scores, Tensor) or len(self.scores) > 0
-
-    def _fold(self) -> tuple[Tensor, Tensor]:
-        scores, targets, index = (dim_zero_cat(state).cpu() for state in (self.scores, self.targets, self.index))
-        indexed = index >= 0
-        if not indexed.any():
-            return scores, targets
-        if not indexed.all():
-            raise ValueError("index: found batches with and without indices, needed one or the other")
-        index, order = index.sort(stable=True)
-        first = torch.ones_like(index, dtype=torch.bool)
-        first[1:] = index[1:] != index[:-1]
-        return scores[order[first]], targets[order[first]]
+        return torch.tensor(macro_auroc(*self.fold()), device=self.device)
 
 
 def average_ranks(values: Float[Tensor, "N P"]) -> Float[Tensor, "N P"]:

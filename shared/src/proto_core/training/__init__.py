@@ -11,6 +11,7 @@ from proto_core.training.landscape import (
 )
 from proto_core.training.protection import NullSpaceCallback
 from proto_core.training.stages import Stage, enter_stage
+from proto_core.training.storage import StoredSystem, check_label_names, load_system
 
 __all__ = [
     "Curriculum",
@@ -21,9 +22,12 @@ __all__ = [
     "SAFCallback",
     "SAMCallback",
     "Stage",
+    "StoredSystem",
     "Teacher",
     "WholeFileCheckpointIO",
+    "check_label_names",
     "enter_stage",
+    "load_system",
     "project_with_trainer",
     "read_checkpoint",
     "save_checkpoint",

@@ -50,7 +50,8 @@ def project_with_trainer(trainer: Trainer, module: LightningModule) -> None:
     count = len(dataset)  # type: ignore[arg-type]
     batches = [range(start, min(start + size, count)) for start in range(0, count, size)][rank::world]
     shard = Subset(dataset, [index for batch in batches for index in batch])
-    loader = DataLoader(shard, batch_size=size, collate_fn=getattr(dataset, "collate", None))
+    workers = getattr(data, "num_workers", 0)
+    loader = DataLoader(shard, batch_size=size, num_workers=workers, collate_fn=getattr(dataset, "collate", None))
 
     def on_device() -> Iterator[Any]:
         for batch in loader:
@@ -165,6 +166,8 @@ class Curriculum(Callback):
             rate *= 0.5 * (1 + math.cos(math.pi * self.epoch / self.stage.max_epochs))
         elif self.stage.scheduler == "plateau":
             rate *= 0.5**self.halvings
+        elif self.stage.scheduler == "steps":
+            rate *= self.stage.gamma ** sum(self.epoch >= milestone for milestone in self.stage.milestones)
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
@@ -173,13 +176,13 @@ class Curriculum(Callback):
         """Note the epoch's figure, keep the best, end the stage when it is over, write ``last.ckpt``."""
         if not self.stages:
             return
-        value = self._monitored(trainer)
+        value = math.nan if self.stage.monitor is None else self._monitored(trainer, self.stage.monitor)
         self.epoch += 1
         improved = not math.isnan(value) and (
             self.best is None or (value > self.best if self.stage.mode == "max" else value < self.best)
         )
-        self.history.append({"stage": self.stage.name, "epoch": self.epoch, self.stage.monitor: value})
-        if improved or self.epoch == 1:
+        self.history.append({"stage": self.stage.name, "epoch": self.epoch, self.stage.monitor or "none": value})
+        if improved or self.epoch == 1 or self.stage.monitor is None:
             self.best = None if math.isnan(value) else value
             self.since_best = 0
             trainer.save_checkpoint(self.folder / f"{self.stage.name}.ckpt", weights_only=False)
@@ -192,11 +195,11 @@ class Curriculum(Callback):
             self._end_stage(trainer, pl_module)
         trainer.save_checkpoint(self.folder / "last.ckpt", weights_only=False)
 
-    def _monitored(self, trainer: Trainer) -> float:
-        metric = trainer.callback_metrics.get(self.stage.monitor)
+    def _monitored(self, trainer: Trainer, name: str) -> float:
+        metric = trainer.callback_metrics.get(name)
         if metric is None:
             raise ValueError(
-                f"stage {self.stage.name!r}: the model logs no {self.stage.monitor!r}, found "
+                f"stage {self.stage.name!r}: the model logs no {name!r} (a data set without a validation part?), found "
                 f"{sorted(trainer.callback_metrics)}"
             )
         return float(metric)
@@ -207,7 +210,8 @@ class Curriculum(Callback):
         best = read_checkpoint(self.folder / f"{ended.name}.ckpt")
         pl_module.load_state_dict(best["state_dict"])
         found = "never defined" if self.best is None else f"{self.best:.4f}"
-        log.info("stage %s ended, epochs: %d, best %s: %s", ended.name, self.epoch, ended.monitor, found)
+        kept = "the last is kept" if ended.monitor is None else f"best {ended.monitor}: {found}"
+        log.info("stage %s ended, epochs: %d, %s", ended.name, self.epoch, kept)
         if ended.project:
             project_with_trainer(trainer, pl_module)
             trainer.save_checkpoint(self.folder / f"{ended.name}.ckpt", weights_only=False)

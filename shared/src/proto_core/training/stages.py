@@ -22,9 +22,11 @@ class Stage:
         max_epochs: at most so many passes over the training set; 0 leaves the stage out.
         lr: learning rate.
         weight_decay: L2 penalty of the optimiser.
-        scheduler: "none", "cosine" (from lr to 0 over ``max_epochs``) or "plateau" (halved after 5 epochs without a
-            better value of ``monitor``).
-        monitor: logged metric that decides on the best epoch and on stopping.
+        scheduler: "none", "cosine" (from lr to 0 over ``max_epochs``), "plateau" (halved after 5 epochs without a
+            better value of ``monitor``) or "steps" (times ``gamma`` at each of ``milestones``).
+        milestones: epochs of the stage, counted from 1 at its end, after which the rate falls ("steps").
+        gamma: factor at a milestone.
+        monitor: logged metric that decides on the best epoch and on stopping; ``None``: the last epoch is kept.
         mode: whether more ("max") or less ("min") of it is better.
         patience: stop after so many epochs without a better value; ``None`` never stops early.
         project: whether prototypes are projected onto training cases when the stage ends.
@@ -38,8 +40,10 @@ class Stage:
     max_epochs: int = 10
     lr: float = 1e-3
     weight_decay: float = 0.0
-    scheduler: Literal["none", "cosine", "plateau"] = "none"
-    monitor: str = "val/auroc"
+    scheduler: Literal["none", "cosine", "plateau", "steps"] = "none"
+    milestones: Sequence[int] = ()
+    gamma: float = 0.1
+    monitor: str | None = "val/auroc"
     mode: Literal["max", "min"] = "max"
     patience: int | None = 10
     project: bool = False

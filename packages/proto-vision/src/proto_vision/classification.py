@@ -1,0 +1,106 @@
+"""What every single-label image classifier of this package does alike: evaluate a fold, predict, be stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxtyping import Float
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn import functional as F
+
+from proto_core.metrics import FoldAccuracy, classification_figures
+from proto_core.training import StoredSystem, check_label_names
+from proto_vision.data.dataset import ImageBatch
+
+__all__ = ["ImageClassifier", "class_names_or_numbers"]
+
+
+class ImageClassifier(StoredSystem, LightningModule):
+    """Evaluation of logits over whole folds; a system adds its network, its loss and its settings.
+
+    Args:
+        num_classes: number of classes C; taken from ``class_names`` where these are given.
+        class_names: names of the classes in the order of the targets.
+        image_size: height and width of the input, in pixels.
+        in_channels: of the input.
+
+    Raises:
+        ValueError: a class name twice, or fewer than one class.
+    """
+
+    def __init__(self, num_classes: int, class_names: Sequence[str] | None, image_size: int, in_channels: int) -> None:
+        super().__init__()
+        self.class_names = class_names_or_numbers(class_names, num_classes)
+        self.num_classes = len(self.class_names)
+        self.image_size, self.in_channels = image_size, in_channels
+        self.val_fold, self.test_fold = FoldAccuracy(), FoldAccuracy()
+        self.test_results: dict[str, Any] = {}
+
+    @property
+    def label_names(self) -> list[str]:
+        """Names of the classes, as tables of predictions call them."""
+        return self.class_names
+
+    def class_logits(self, images: Float[Tensor, "N channels S S"]) -> Float[Tensor, "N C"]:
+        """The logits that decide."""
+        return self(images).logits
+
+    def check_settings(self, found: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other classes or another kind of input.
+
+        Raises:
+            ValueError: names what differs.
+        """
+        check_label_names(found["class_names"], self.class_names)
+        for key in ("image_size", "in_channels"):
+            if found[key] != getattr(self, key):
+                raise ValueError(f"checkpoint: trained with {key} {found[key]}, this model has {getattr(self, key)}")
+
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Collect the scores of the validation fold."""
+        logits = self.class_logits(batch.image).float()
+        self.note("val/loss", F.cross_entropy(logits, batch.target), batch)
+        self.val_fold.update(logits.softmax(1), batch.target, batch.index)
+
+    def on_validation_epoch_end(self) -> None:
+        """Accuracy over the whole fold."""
+        self.log("val/accuracy", self.val_fold.compute(), prog_bar=True)
+        self.val_fold.reset()
+
+    def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Collect the scores of the test fold."""
+        self.test_fold.update(self.class_logits(batch.image).float().softmax(1), batch.target, batch.index)
+
+    def on_test_epoch_end(self) -> None:
+        """All figures over the whole fold, kept in ``test_results`` and logged."""
+        scores, targets = self.test_fold.gathered()
+        self.test_results = classification_figures(scores, targets, self.class_names)
+        for name, value in self.test_results["summary"].items():
+            self.log(f"test/{name}", value)
+        self.test_fold.reset()
+
+    def predict_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Probabilities ``[N, C]``, decisions ``[N, C]`` (one class each) and sample indices."""
+        probabilities = self.class_logits(batch.image).float().softmax(1)
+        decisions = F.one_hot(probabilities.argmax(1), self.num_classes).bool()
+        return {"index": batch.index, "probabilities": probabilities, "decisions": decisions}
+
+    def note(self, name: str, value: Tensor, batch: ImageBatch, *, prog_bar: bool = False) -> None:
+        """Log a batch's figure as its epoch's mean; does nothing without a trainer."""
+        if getattr(self, "_trainer", None) is not None:
+            options: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
+            self.log(name, value, batch_size=len(batch.image), prog_bar=prog_bar, **options)
+
+
+def class_names_or_numbers(names: Sequence[str] | None, count: int) -> list[str]:
+    """The names as a list, or ``class 0`` and so on.
+
+    Raises:
+        ValueError: a name twice, or no class.
+    """
+    names = [f"class {number}" for number in range(count)] if names is None else list(names)
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"class_names: needed at least one name and no name twice, found {names}")
+    return names

@@ -1,0 +1,1 @@
+"""Image data sets as they lie on disk, and the built-in digits."""

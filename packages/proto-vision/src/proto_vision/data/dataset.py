@@ -1,0 +1,144 @@
+"""Rows of a source of images: what a batch is, what a table of images knows, and shares of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+__all__ = ["FOLDS", "ImageBatch", "ImageDataset", "ImageTable", "Readable", "split_rows"]
+
+FOLDS: tuple[str, ...] = ("train", "val", "test")
+
+
+class ImageBatch(NamedTuple):
+    """A batch, or without the leading ``N`` an image.
+
+    Attributes:
+        image: ``[N, channels, S, S]`` float32, normalised.
+        target: ``[N]`` int64, class.
+        index: ``[N]`` int64, row of the data set's table.
+    """
+
+    image: Tensor
+    target: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a batch
+
+
+class ImageTable(NamedTuple):
+    """What a source knows about its images before any is read.
+
+    Attributes:
+        record_ids: paths relative to the root, or names; row -> id.
+        targets: ``[N]`` int64 classes.
+        fold: ``[N]`` of ``"train"``, ``"val"``, ``"test"``, or ``""`` for images in no fold.
+        class_names: C names.
+        boxes: ``[N, 4]`` corners ``(x1, y1, x2, y2)`` that are cut out, or ``None`` for whole images.
+    """
+
+    record_ids: list[str]
+    targets: np.ndarray
+    fold: np.ndarray
+    class_names: list[str]
+    boxes: np.ndarray | None = None
+
+
+class ImageDataset(Dataset[ImageBatch]):
+    """Some rows of a source.
+
+    Args:
+        read: row -> RGB image.
+        transform: RGB image -> ``[channels, S, S]``.
+        targets: ``[N]`` classes of all rows.
+        rows: the rows that belong to this data set, in its order.
+        prepared: ``[N, channels, S, S]`` all rows as the transform makes them, where they are kept.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], Image.Image],
+        transform: Callable[[Image.Image], Tensor],
+        targets: Int[Tensor, " N"],
+        rows: Int[np.ndarray, " n"],
+        prepared: Float[Tensor, "N channels S S"] | None = None,
+    ) -> None:
+        self.read, self.transform, self.prepared = read, transform, prepared
+        self.targets, self.rows = targets, np.asarray(rows, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> ImageBatch:
+        row = int(self.rows[position])
+        image = self.transform(self.read(row)) if self.prepared is None else self.prepared[row]
+        return ImageBatch(image, self.targets[row], torch.tensor(row))
+
+    def __getitems__(self, positions: Sequence[int]) -> list[ImageBatch] | ImageBatch:
+        """A whole batch: at once where images are kept, one by one where they are read."""
+        if self.prepared is None:
+            return [self[position] for position in positions]
+        rows = torch.from_numpy(self.rows[np.asarray(positions, dtype=np.int64)])
+        return ImageBatch(self.prepared[rows], self.targets[rows], rows)
+
+    @staticmethod
+    def collate(batch: Any) -> ImageBatch:
+        """One batch of single images, or the batch as it was fetched."""
+        if isinstance(batch, ImageBatch):
+            return batch
+        return ImageBatch(*(torch.stack(parts) for parts in zip(*batch)))
+
+
+class Readable(Dataset[tuple[int, str]]):
+    """Row -> what is wrong with its image, or nothing."""
+
+    def __init__(self, read: Callable[[int], Image.Image], count: int) -> None:
+        self.read, self.count = read, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, row: int) -> tuple[int, str]:
+        try:
+            self.read(row)
+        except ValueError as error:
+            return row, str(error)
+        return row, ""
+
+
+def split_rows(
+    targets: Int[np.ndarray, " N"], fraction: float, seed: int, *, argument: str = "fraction"
+) -> Int[np.ndarray, " n"]:
+    """A share of the rows of every class, drawn at random; a class keeps at least one row.
+
+    Args:
+        targets: classes.
+        fraction: share that is drawn, in [0, 1), rounded down per class.
+        seed: of the draw.
+        argument: name for the error.
+
+    Returns:
+        Sorted rows.
+
+    Raises:
+        ValueError: a fraction outside [0, 1).
+
+    Example:
+        >>> import numpy as np
+        >>> from proto_vision.data.dataset import split_rows
+        >>> split_rows(np.array([0, 0, 0, 0, 1]), 0.5, seed=0).tolist()
+        [2, 3]
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"{argument}: found {fraction}, needed a share in [0, 1)")
+    order = np.random.default_rng(seed).permutation(len(targets))
+    grouped = order[np.argsort(targets[order], kind="stable")]
+    classes, start, count = np.unique(targets[grouped], return_index=True, return_counts=True)
+    del classes
+    place = np.arange(len(grouped)) - np.repeat(start, count)
+    return np.sort(grouped[place < np.repeat((fraction * count + 1e-9).astype(int), count)])

@@ -1,0 +1,342 @@
+"""Image data sets for training: rows of a source, and the Lightning data module that all sources share.
+
+A source (a folder, CUB, CIFAR, the digits) only says which images it has, with which classes and folds, and how a row
+is read. Images are decoded in the loader's worker processes; those in memory that are not augmented are prepared once.
+"""
+
+from __future__ import annotations
+
+import csv
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.transforms import InterpolationMode, v2
+
+from proto_core.files import atomic_write
+from proto_vision.data.dataset import FOLDS, ImageBatch, ImageDataset, ImageTable, Readable
+from proto_vision.data.images import ArrayReader, FileReader, read_image
+
+__all__ = ["AUGMENTATIONS", "ImageDataModule"]
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+Augmentation = Literal["none", "flip", "affine", "crop", "trivial"]
+AUGMENTATIONS: tuple[str, ...] = ("none", "flip", "affine", "crop", "trivial")
+
+
+class ImageDataModule(LightningDataModule, ABC):
+    """What every source of images offers for training, testing and explaining. Subclasses read the table.
+
+    Args:
+        root: the data set's folder; nothing is written into it.
+        image_size: height and width S of the model's input, in pixels.
+        in_channels: 3 (RGB) or 1 (grey).
+        resize: ``"stretch"`` both sides to S (fine-grained data sets), or ``"crop"``: the shorter side to 256/224 S,
+            then the middle (ImageNet).
+        augment: of training images: ``"none"``, ``"flip"`` (horizontal), ``"affine"`` (turns of 25 and shears of 15
+            degrees, flip), ``"crop"`` (random resized crop, flip), ``"trivial"`` (TrivialAugment, flip).
+        mean: per channel; by default ImageNet's for RGB, 0.5 for grey.
+        std: per channel; by default ImageNet's for RGB, 0.5 for grey.
+        batch_size: images in a batch.
+        num_workers: processes of each data loader.
+        predict_fold: which images ``predict`` goes through, ``"test"`` or ``"all"``.
+        skip_corrupt: read every image once before work starts and leave out those that cannot be read; their names
+            and what is wrong with each are written to ``skipped_file``. Otherwise such an image is an error.
+        skipped_file: CSV in the trainer's root folder (or a path) that lists them.
+
+    Attributes:
+        class_names: list of the C classes.
+        num_classes: C.
+
+    Raises:
+        ValueError: an argument out of range, a root that is not a folder, a class without a training image.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        image_size: int = 224,
+        in_channels: int = 3,
+        resize: Literal["stretch", "crop"] = "stretch",
+        augment: Augmentation = "none",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        predict_fold: Literal["test", "all"] = "test",
+        skip_corrupt: bool = False,
+        skipped_file: str = "skipped_images.csv",
+    ) -> None:
+        super().__init__()
+        for argument, value, least in (("image_size", image_size, 1), ("batch_size", batch_size, 1)):
+            if value < least:
+                raise ValueError(f"{argument}: found {value}, needed {least} or more")
+        if num_workers < 0:
+            raise ValueError(f"num_workers: found {num_workers}, needed 0 or more")
+        if in_channels not in (1, 3):
+            raise ValueError(f"in_channels: found {in_channels}, needed 3 (RGB) or 1 (grey)")
+        if augment not in AUGMENTATIONS:
+            raise ValueError(f"augment: found {augment!r}, needed one of {AUGMENTATIONS}")
+        self.root = Path(root).expanduser()
+        self.image_size, self.in_channels = image_size, in_channels
+        self.resize, self.augment = resize, augment
+        default = IMAGENET if in_channels == 3 else ((0.5,), (0.5,))
+        self.mean, self.std = tuple(mean or default[0]), tuple(std or default[1])
+        for argument, numbers in (("mean", self.mean), ("std", self.std)):
+            if len(numbers) != in_channels:
+                raise ValueError(f"{argument}: found {len(numbers)} values for {in_channels} channels")
+        if min(self.std) <= 0:
+            raise ValueError(f"std: found {self.std}, needed values above 0")
+        self.batch_size, self.num_workers, self.predict_fold = batch_size, num_workers, predict_fold
+        self.skip_corrupt, self.skipped_file = skip_corrupt, skipped_file
+        self._table: ImageTable | None = None
+        self._prepared: Tensor | None = None
+
+    def __str__(self) -> str:
+        """Source and place; reads no file."""
+        return f"{type(self).__name__}({str(self.root)!r})"
+
+    # -- what there is
+
+    @abstractmethod
+    def read_table(self) -> ImageTable:
+        """The source's images, classes and folds; reads no image."""
+
+    def reader(self) -> FileReader | ArrayReader:
+        """Row -> RGB image."""
+        return FileReader(self.root, self.table.record_ids, self.table.boxes)
+
+    @property
+    def table(self) -> ImageTable:
+        """The source's images, classes and folds, read on first use."""
+        if self._table is None:
+            self._table = self.read_table()
+            train = self._table.targets[self._table.fold == "train"]
+            present = np.bincount(train, minlength=len(self._table.class_names))
+            empty = [name for name, count in zip(self._table.class_names, present) if count == 0]
+            if empty:
+                raise ValueError(f"{self.root}: no training image of {len(empty)} classes, such as {empty[:5]}")
+        return self._table
+
+    @property
+    def record_ids(self) -> list[str]:
+        """Row -> id."""
+        return self.table.record_ids
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes in the order of the targets."""
+        return self.table.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.class_names)
+
+    @property
+    def targets(self) -> Int[Tensor, " N"]:
+        """``[N]`` classes of all images."""
+        return torch.from_numpy(np.ascontiguousarray(self.table.targets, dtype=np.int64))
+
+    def rows(self, fold: str) -> Int[np.ndarray, " n"]:
+        """The rows of one fold, ``"train"``, ``"val"`` or ``"test"``, in the order of the table.
+
+        Raises:
+            ValueError: the fold holds no image.
+        """
+        rows = np.flatnonzero(self.table.fold == fold)
+        if not rows.size:
+            counts = {name: int((self.table.fold == name).sum()) for name in FOLDS}
+            raise ValueError(f"{self.root}: the {fold} fold holds no image, needed at least one; found {counts}")
+        return rows
+
+    def describe(self, index: int) -> tuple[str, list[str]]:
+        """Id and class name of a row: what a prototype remembers of its case."""
+        return self.record_ids[index], [self.class_names[int(self.table.targets[index])]]
+
+    # -- images as the model sees them
+
+    def _geometry(self) -> list[Any]:
+        size = self.image_size
+        smooth = {"interpolation": InterpolationMode.BILINEAR, "antialias": True}
+        if self.resize == "crop":
+            return [v2.Resize(round(size * 256 / 224), **smooth), v2.CenterCrop(size)]
+        return [v2.Resize((size, size), **smooth)]
+
+    def _numbers(self) -> list[Any]:
+        grey = [v2.Grayscale(1)] if self.in_channels == 1 else []
+        return [*grey, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
+
+    def eval_transform(self) -> Callable[[Image.Image], Tensor]:
+        """RGB image -> ``[channels, S, S]`` as in testing."""
+        return v2.Compose([*self._geometry(), *self._numbers()])
+
+    def train_transform(self) -> Callable[[Image.Image], Tensor]:
+        """RGB image -> ``[channels, S, S]`` with the augmentation of training."""
+        flip, size = v2.RandomHorizontalFlip(), self.image_size
+        steps: dict[str, list[Any]] = {
+            "none": self._geometry(),
+            "flip": [*self._geometry(), flip],
+            "affine": [*self._geometry(), v2.RandomAffine(25, shear=(-15, 15, -15, 15)), flip],
+            "crop": [v2.RandomResizedCrop(size, antialias=True), flip],
+            "trivial": [*self._geometry(), v2.TrivialAugmentWide(), flip],
+        }
+        return v2.Compose([*steps[self.augment], *self._numbers()])
+
+    def view(self, record: str | Path) -> Image.Image:
+        """An image in the geometry of the model's input, 8-bit RGB, for drawing.
+
+        Args:
+            record: an id of this data set (``str``), or a file (``Path``).
+
+        Raises:
+            ValueError: an id that it does not have, or a file that cannot be read.
+        """
+        return v2.Compose(self._geometry())(self._raw(record))
+
+    def model_input(self, record: str | Path) -> Float[Tensor, "channels S S"]:
+        """An image as the model sees it in testing; arguments as in :meth:`view`."""
+        return self.eval_transform()(self._raw(record))
+
+    def _raw(self, record: str | Path) -> Image.Image:
+        if isinstance(record, Path):
+            return read_image(record)
+        row = self.find_row(record)
+        if row is None:
+            raise ValueError(f"image: found no {record!r} in {self.root}")
+        return self.reader()(row)
+
+    def find_row(self, record: str) -> int | None:
+        """The row of an id, or ``None``."""
+        if not hasattr(self, "_row_of"):
+            self._row_of = {name: row for row, name in enumerate(self.record_ids)}
+        return self._row_of.get(record)
+
+    def find_image(self, name: str) -> str | Path:
+        """What a person named: an id of this data set, or else a file anywhere on disk.
+
+        Raises:
+            ValueError: there is neither.
+        """
+        if self.find_row(name) is not None:
+            return name
+        path = Path(name).expanduser()
+        if path.is_file():
+            return path
+        raise ValueError(f"image: found neither a file {name!r} nor an image of that name in {self.root}")
+
+    # -- Lightning
+
+    def prepare_data(self) -> None:
+        """With ``skip_corrupt``, read every image once and list those that cannot be read; one process per node."""
+        if self.skip_corrupt:
+            self._list_corrupt()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Check that the folds of this stage hold images; leave out those listed as unreadable.
+
+        Raises:
+            ValueError: an empty fold, or anything wrong with the folder.
+        """
+        if self.skip_corrupt:
+            self._leave_out()
+        if stage in (None, "fit"):
+            self.rows("train")
+        for fold in {"validate": ("val",), "test": ("test",)}.get(stage or "", ()):
+            self.rows(fold)
+
+    def _skipped_path(self) -> Path:
+        trainer = getattr(self, "trainer", None)
+        return Path(trainer.default_root_dir if trainer is not None else ".") / self.skipped_file
+
+    def _list_corrupt(self) -> None:
+        checker = Readable(self.reader(), len(self.record_ids))
+        loader = DataLoader(checker, batch_size=64, num_workers=self.num_workers, collate_fn=list)
+        found = [(n, why) for part in track(loader, "reading all images", transient=True) for n, why in part if why]
+        with atomic_write(self._skipped_path()) as file:
+            writer = csv.writer(file)
+            writer.writerow(["image", "problem"])
+            writer.writerows((self.record_ids[row], why) for row, why in found)
+        if found:
+            rank_zero_warn(f"{self.root}: {len(found)} images cannot be read, listed in {self._skipped_path()}")
+
+    def _leave_out(self) -> None:
+        path = self._skipped_path()
+        if not path.is_file():
+            self._list_corrupt()
+        with path.open(encoding="utf-8", newline="") as file:
+            bad = {row["image"] for row in csv.DictReader(file)}
+        keep = np.array([name not in bad for name in self.record_ids])
+        fold = np.where(keep, self.table.fold, "")
+        self._table = self.table._replace(fold=fold)
+
+    def _dataset(self, rows: np.ndarray, *, augmented: bool = False) -> ImageDataset:
+        reader, transform = self.reader(), self.train_transform() if augmented else self.eval_transform()
+        prepared = None
+        if isinstance(reader, ArrayReader) and not (augmented and self.augment != "none"):
+            if self._prepared is None:
+                self._prepared = torch.stack([transform(reader(row)) for row in range(len(self.record_ids))])
+            prepared = self._prepared
+        return ImageDataset(reader, transform, self.targets, rows, prepared)
+
+    @property
+    def train_set(self) -> ImageDataset:
+        """Training images, augmented."""
+        return self._dataset(self.rows("train"), augmented=True)
+
+    @property
+    def val_set(self) -> ImageDataset:
+        """Validation images."""
+        return self._dataset(self.rows("val"))
+
+    @property
+    def test_set(self) -> ImageDataset:
+        """Test images."""
+        return self._dataset(self.rows("test"))
+
+    @property
+    def predict_set(self) -> ImageDataset:
+        """Images that ``predict`` goes through: the test fold, or all that are in a fold."""
+        return self.test_set if self.predict_fold == "test" else self._dataset(np.flatnonzero(self.table.fold != ""))
+
+    def projection_dataset(self) -> ImageDataset:
+        """The training images, un-augmented, in the order of the table: what prototypes are projected onto."""
+        return self._dataset(self.rows("train"))
+
+    def _loader(self, dataset: ImageDataset, *, shuffle: bool = False) -> DataLoader[ImageBatch]:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            collate_fn=ImageDataset.collate,
+        )
+
+    def train_dataloader(self) -> DataLoader[ImageBatch]:
+        """Training images in random order."""
+        return self._loader(self.train_set, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        """Validation images in the order of the table; none where there is no validation fold."""
+        return self._loader(self.val_set) if (self.table.fold == "val").any() else []
+
+    def test_dataloader(self) -> DataLoader[ImageBatch]:
+        """Test images in the order of the table."""
+        return self._loader(self.test_set)
+
+    def predict_dataloader(self) -> DataLoader[ImageBatch]:
+        """Images of ``predict_fold`` in the order of the table."""
+        return self._loader(self.predict_set)
