@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     from proto_vision.data.digits import Digits
     from proto_vision.data.finegrained import CUB200, StanfordCars, StanfordDogs
     from proto_vision.data.folder import ImageFolder
+    from proto_vision.evalprotopnet import EvalProtoPNet, EvalProtoPNetModule
     from proto_vision.st_protopnet import STProtoPNet, STProtoPNetModule
 
 __all__ = [
     "CIFAR",
     "CUB200",
     "Digits",
+    "EvalProtoPNet",
+    "EvalProtoPNetModule",
     "ImageFolder",
     "STProtoPNet",
     "STProtoPNetModule",
@@ -28,6 +31,8 @@ _HOMES = {
     "CIFAR": "proto_vision.data.cifar",
     "CUB200": "proto_vision.data.finegrained",
     "Digits": "proto_vision.data.digits",
+    "EvalProtoPNet": "proto_vision.evalprotopnet",
+    "EvalProtoPNetModule": "proto_vision.evalprotopnet",
     "ImageFolder": "proto_vision.data.folder",
     "STProtoPNet": "proto_vision.st_protopnet",
     "STProtoPNetModule": "proto_vision.st_protopnet",

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from proto_core.metrics import FoldAccuracy, classification_figures
-from proto_core.training import StoredSystem, check_label_names
+from proto_core.training import Stage, StoredSystem, check_label_names
 from proto_vision.data.dataset import ImageBatch
 
-__all__ = ["ImageClassifier", "class_names_or_numbers"]
+__all__ = ["ImageClassifier", "adam_by_part", "class_names_or_numbers"]
 
 
 class ImageClassifier(StoredSystem, LightningModule):
@@ -46,6 +47,19 @@ class ImageClassifier(StoredSystem, LightningModule):
     def class_logits(self, images: Float[Tensor, "N channels S S"]) -> Float[Tensor, "N C"]:
         """The logits that decide."""
         return self(images).logits
+
+    def input_settings(self) -> dict[str, Any]:
+        """Those of the settings that every classifier has."""
+        return {
+            "num_classes": self.num_classes,
+            "class_names": list(self.class_names),
+            "image_size": self.image_size,
+            "in_channels": self.in_channels,
+        }
+
+    def batch_index(self, batch: ImageBatch) -> Tensor:
+        """Row of each image in the data set (see proto_core.prototypes.projection.ProjectsPrototypes)."""
+        return batch.index
 
     def check_settings(self, found: dict[str, Any]) -> None:
         """Refuse a checkpoint of other classes or another kind of input.
@@ -92,6 +106,30 @@ class ImageClassifier(StoredSystem, LightningModule):
         if getattr(self, "_trainer", None) is not None:
             options: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
             self.log(name, value, batch_size=len(batch.image), prog_bar=prog_bar, **options)
+
+
+def adam_by_part(network: nn.Module, stage: Stage, parts: Mapping[str, tuple[float, float]]) -> torch.optim.Adam:
+    """Adam over what the stage trains, with a rate and a weight decay for each part of a network.
+
+    Args:
+        network: whose parameters are named.
+        stage: its rate is the one that the curriculum changes; the parts' rates change with it.
+        parts: first letters of parameter names -> learning rate, weight decay; the first that fits counts.
+
+    Raises:
+        ValueError: a trained parameter of no part.
+    """
+    groups: dict[str, dict[str, Any]] = {
+        name: {"params": [], "lr": lr, "lr_scale": lr / stage.lr, "weight_decay": decay}
+        for name, (lr, decay) in parts.items()
+    }
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            part = next((key for key in groups if name.startswith(key)), None)
+            if part is None:
+                raise ValueError(f"parts: {name!r} belongs to none of {list(parts)}")
+            groups[part]["params"].append(parameter)
+    return torch.optim.Adam([group for group in groups.values() if group["params"]], lr=stage.lr)
 
 
 def class_names_or_numbers(names: Sequence[str] | None, count: int) -> list[str]:

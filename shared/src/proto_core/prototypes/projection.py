@@ -191,6 +191,8 @@ def project_prototypes(
     batches: Iterable[object],
     describe: Callable[[int], tuple[str, Sequence[str]]],
     progress: Callable[[], None] | None = None,
+    *,
+    overwrite: bool = True,
 ) -> dict[str, Projection]:
     """Project all prototype layers of a module in one pass over the training set, and give them their cases.
 
@@ -202,6 +204,7 @@ def project_prototypes(
         batches: batches of the training set, un-augmented, already on the module's device.
         describe: ``sample index -> (sample id, label names)``; asked once per case, not per sample.
         progress: called after each batch.
+        overwrite: prototypes become their cases; otherwise they keep their vectors and only remember the cases.
 
     Returns:
         The cases by layer name.
@@ -225,5 +228,7 @@ def project_prototypes(
     for name, search in searches.items():
         search.synchronize()
         results[name] = search.result()
-        layers[name].assign_cases(results[name].vectors, results[name].sample_index, results[name].position, describe)
+        found = results[name]
+        vectors = found.vectors if overwrite else layers[name].prototypes
+        layers[name].assign_cases(vectors, found.sample_index, found.position, describe)
     return results

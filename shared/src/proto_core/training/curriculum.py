@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 _PLATEAU_PATIENCE = 5
 
 
-def project_with_trainer(trainer: Trainer, module: LightningModule) -> None:
+def project_with_trainer(trainer: Trainer, module: LightningModule, *, overwrite: bool = True) -> None:
     """Project the module's prototypes onto the training set of the trainer's data module.
 
     The data module offers ``projection_dataset()`` (the training set, un-augmented, with a ``collate`` of its own or
@@ -58,7 +58,7 @@ def project_with_trainer(trainer: Trainer, module: LightningModule) -> None:
             yield trainer.strategy.batch_to_device(batch, module.device)
 
     with trainer.precision_plugin.forward_context():
-        project_prototypes(module, on_device(), data.describe)
+        project_prototypes(module, on_device(), data.describe, overwrite=overwrite)
 
 
 class ProjectionCallback(Callback):
@@ -213,7 +213,7 @@ class Curriculum(Callback):
         kept = "the last is kept" if ended.monitor is None else f"best {ended.monitor}: {found}"
         log.info("stage %s ended, epochs: %d, %s", ended.name, self.epoch, kept)
         if ended.project:
-            project_with_trainer(trainer, pl_module)
+            project_with_trainer(trainer, pl_module, overwrite=ended.overwrite)
             trainer.save_checkpoint(self.folder / f"{ended.name}.ckpt", weights_only=False)
         if self.position + 1 == len(self.stages):
             self.finished = trainer.should_stop = True

@@ -30,6 +30,7 @@ class Stage:
         mode: whether more ("max") or less ("min") of it is better.
         patience: stop after so many epochs without a better value; ``None`` never stops early.
         project: whether prototypes are projected onto training cases when the stage ends.
+        overwrite: whether projected prototypes become their cases, or keep their vectors and only remember them.
 
     Raises:
         ValueError: a name that is no file name, a negative number of epochs, or a learning rate of 0 or less.
@@ -47,6 +48,7 @@ class Stage:
     mode: Literal["max", "min"] = "max"
     patience: int | None = 10
     project: bool = False
+    overwrite: bool = True
 
     def __post_init__(self) -> None:
         if not self.name or any(c in self.name for c in "/\\ \0") or self.name.startswith(".") or self.name == "last":

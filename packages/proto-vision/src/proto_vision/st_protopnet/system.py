@@ -30,7 +30,7 @@ from proto_core.prototypes import PrototypeLayer
 from proto_core.systems import Paper
 from proto_core.training import Stage
 from proto_vision.backbones import create_backbone
-from proto_vision.classification import ImageClassifier
+from proto_vision.classification import ImageClassifier, adam_by_part
 from proto_vision.data.dataset import ImageBatch
 from proto_vision.explanation import ExplainsParts, PartEvidence
 from proto_vision.st_protopnet.network import BRANCHES, BranchOutput, STProtoPNet, STProtoPNetOutput
@@ -194,10 +194,7 @@ class STProtoPNetModule(ExplainsParts, ImageClassifier):
         net = self.network
         return {
             "backbone": self.backbone_name,
-            "num_classes": self.num_classes,
-            "class_names": list(self.class_names),
-            "image_size": self.image_size,
-            "in_channels": self.in_channels,
+            **self.input_settings(),
             "backbone_stage": self.backbone_stage,
             "prototypes_per_class": net.prototypes_per_class,
             "prototype_channels": net.prototypes_trivial.prototypes.shape[1],
@@ -270,18 +267,14 @@ class STProtoPNetModule(ExplainsParts, ImageClassifier):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam over what the stage trains: backbone at its own rate, no weight decay on prototypes and heads."""
         stage = self.stage or self.stages[-1]
-        scale = self.schedule.backbone_lr / self.schedule.lr
-        groups: dict[str, dict[str, Any]] = {
-            "backbone": {"lr_scale": scale, "lr": stage.lr * scale, "weight_decay": self.schedule.weight_decay},
-            "addon": {"weight_decay": self.schedule.weight_decay},
-            "prototypes": {},
-            "head": {},
+        schedule = self.schedule
+        parts = {
+            "backbone": (schedule.backbone_lr, schedule.weight_decay),
+            "addon": (stage.lr, schedule.weight_decay),
+            "prototypes": (stage.lr, 0.0),
+            "head": (stage.lr, 0.0),
         }
-        for name, parameter in self.network.named_parameters():
-            if parameter.requires_grad:
-                group = next(key for key in groups if name.startswith(key))
-                groups[group].setdefault("params", []).append(parameter)
-        return torch.optim.Adam([group for group in groups.values() if "params" in group], lr=stage.lr)
+        return adam_by_part(self.network, stage, parts)
 
     # -- evaluation
 
@@ -311,10 +304,6 @@ class STProtoPNetModule(ExplainsParts, ImageClassifier):
     def prototype_features(self, batch: ImageBatch) -> dict[str, tuple[Tensor, Tensor]]:
         """Features and one-hot targets of each set."""
         return self.network.prototype_features(batch)
-
-    def batch_index(self, batch: ImageBatch) -> Tensor:
-        """Row of each image in the data set."""
-        return batch.index
 
     # -- explanation (see proto_vision.explanation)
 
