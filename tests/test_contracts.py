@@ -440,5 +440,6 @@ def test_golden_values_are_tested(key, golden_dir):
     if not (golden_dir / f"{key}.npz").is_file():
         pytest.skip(f"there are no golden arrays of {key}")
     folder = FOLDERS[SYSTEMS[key].package] / "tests"
-    used = [path for path in folder.glob("test_*.py") if f"{key}.npz" in path.read_text(encoding="utf-8")]
-    assert used, f"write a test in {say(folder)} that compares every array of {key}.npz"
+    places = [*folder.glob("test_*.py"), *(FOLDERS["proto-core"] / "tests").glob("test_*.py")]
+    used = [path for path in places if f"{key}.npz" in path.read_text(encoding="utf-8")]
+    assert used, f"write a test in {say(folder)} that compares every array of {key}.npz (the core's, in shared/tests)"

@@ -266,7 +266,8 @@ def test_stages_rates_and_weights_are_the_authors():
 def test_alignment_waits_for_the_joint_stage():
     net = module()
     g = torch.Generator().manual_seed(0)
-    batch = ImageBatch(torch.rand(10, 1, 16, 16, generator=g), torch.arange(10), torch.arange(10))
+    every = torch.arange(10)
+    batch = ImageBatch(torch.rand(10, 1, 16, 16, generator=g), every, every, every >= 0)
     terms = net.loss_terms(net(batch.image), batch.target)
     plain = terms["class"] + 0.8 * terms["cluster"] + 0.08 * terms["separation"] + 1e-4 * terms["orthogonality"]
     net.stage = net.stages[0]

@@ -212,7 +212,8 @@ def module(**changed):
 def batch(net, n=12):
     g = torch.Generator().manual_seed(1)
     side, classes = net.image_size, net.num_classes
-    return ImageBatch(torch.rand(n, 1, side, side, generator=g), torch.arange(n) % classes, torch.arange(n))
+    images, every = torch.rand(n, 1, side, side, generator=g), torch.arange(n)
+    return ImageBatch(images, every % classes, every, every >= 0)
 
 
 class _Steps:

@@ -12,6 +12,7 @@ from PIL import Image
 from proto_vision import Digits, ImageFolder
 from proto_vision.data.dataset import split_rows
 from proto_vision.data.images import ArrayReader, find_images, read_image
+from proto_vision.data.protocols import UnseenClasses
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
 
@@ -319,3 +320,49 @@ def test_digits_are_the_same_in_memory_and_one_by_one():
     assert {name: len(ids) for name, ids in folds(data).items()} == {"train": 724, "val": 177, "test": 896}
     batch = data.test_set.__getitems__([3, 1])
     assert torch.equal(data.test_set.collate(batch).image[1], data.test_set[1].image)
+
+
+# -- views and protocols
+
+
+def test_further_views_are_other_changes_of_the_same_image():
+    data = Digits(image_size=16, batch_size=8, augment="none", views=("shift", "simclr"))
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    assert batch.image.shape == (8, 3, 1, 16, 16)
+    for n, row in enumerate(batch.index.tolist()):
+        torch.testing.assert_close(batch.image[n, 0], data.model_input(data.record_ids[row]))
+    assert not torch.equal(batch.image[:, 0], batch.image[:, 1])
+    assert batch.trusted.all()
+    assert next(iter(data.val_dataloader())).image.ndim == 4
+    with pytest.raises(ValueError, match="views: found 'blur', needed one of"):
+        Digits(views=("blur",))
+
+
+@pytest.mark.parametrize("tested", [False, True])
+def test_unseen_classes_come_last_and_are_tested_only(tested):
+    plain = Digits(image_size=8).table
+    data = Digits(image_size=8, protocol=UnseenClasses(classes=["2", "7"], seen_tested=tested))
+    table = data.table
+    assert data.class_names == ["0", "1", "3", "4", "5", "6", "8", "9"]
+    assert table.class_names == [*data.class_names, "2", "7"]
+    names = np.array(table.class_names)[table.targets]
+    assert (names == np.array(plain.class_names)[plain.targets]).all()
+    unseen = np.isin(names, ["2", "7"])
+    assert set(table.fold[unseen]) == {"test"}
+    seen = table.fold[~unseen]
+    assert (seen == "test").sum() == ((plain.fold[~unseen] == "test").sum() if tested else 0)
+    assert plain.class_names[2] == "2", "the source's own table stays as it is"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "needed one of them"),
+        ({"count": 10}, "count: found 10, needed 1 to 9"),
+        ({"classes": ["x"]}, r"classes: found \['x'\]"),
+    ],
+)
+def test_classes_that_cannot_be_left_out_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        _ = Digits(image_size=8, protocol=UnseenClasses(**settings)).table

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -21,14 +21,16 @@ class ImageBatch(NamedTuple):
     """A batch, or without the leading ``N`` an image.
 
     Attributes:
-        image: ``[N, channels, S, S]`` float32, normalised.
+        image: ``[N, channels, S, S]`` float32, normalised; ``[N, V, channels, S, S]`` for training with V views.
         target: ``[N]`` int64, class.
         index: ``[N]`` int64, row of the data set's table.
+        trusted: ``[N]`` bool, whether the target is known to be right (and may be used, where labels are kept back).
     """
 
     image: Tensor
     target: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a batch
+    trusted: Tensor
 
 
 class ImageTable(NamedTuple):
@@ -40,6 +42,8 @@ class ImageTable(NamedTuple):
         fold: ``[N]`` of ``"train"``, ``"val"``, ``"test"``, or ``""`` for images in no fold.
         class_names: C names.
         boxes: ``[N, 4]`` corners ``(x1, y1, x2, y2)`` that are cut out, or ``None`` for whole images.
+        trusted: ``[N]`` bool, rows whose targets are known to be right, or ``None`` for all.
+        true_targets: ``[N]`` int64, what the targets were before a protocol made some of them wrong, or ``None``.
     """
 
     record_ids: list[str]
@@ -47,6 +51,8 @@ class ImageTable(NamedTuple):
     fold: np.ndarray
     class_names: list[str]
     boxes: np.ndarray | None = None
+    trusted: np.ndarray | None = None
+    true_targets: np.ndarray | None = None
 
 
 class ImageDataset(Dataset[ImageBatch]):
@@ -58,6 +64,8 @@ class ImageDataset(Dataset[ImageBatch]):
         targets: ``[N]`` classes of all rows.
         rows: the rows that belong to this data set, in its order.
         prepared: ``[N, channels, S, S]`` all rows as the transform makes them, where they are kept.
+        trusted: ``[N]`` whether each target is known to be right; by default all are.
+        views: further transforms; each image then comes as ``[1 + views, channels, S, S]``.
     """
 
     def __init__(
@@ -67,24 +75,34 @@ class ImageDataset(Dataset[ImageBatch]):
         targets: Int[Tensor, " N"],
         rows: Int[np.ndarray, " n"],
         prepared: Float[Tensor, "N channels S S"] | None = None,
+        *,
+        trusted: Bool[Tensor, " N"] | None = None,
+        views: Sequence[Callable[[Image.Image], Tensor]] = (),
     ) -> None:
-        self.read, self.transform, self.prepared = read, transform, prepared
+        self.read, self.transform, self.prepared, self.views = read, transform, prepared, tuple(views)
         self.targets, self.rows = targets, np.asarray(rows, dtype=np.int64)
+        self.trusted = torch.ones(len(targets), dtype=torch.bool) if trusted is None else trusted
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, position: int) -> ImageBatch:
         row = int(self.rows[position])
-        image = self.transform(self.read(row)) if self.prepared is None else self.prepared[row]
-        return ImageBatch(image, self.targets[row], torch.tensor(row))
+        if self.prepared is not None:
+            image = self.prepared[row]
+        else:
+            raw = self.read(row)
+            image = self.transform(raw)
+            if self.views:
+                image = torch.stack([image, *(view(raw) for view in self.views)])
+        return ImageBatch(image, self.targets[row], torch.tensor(row), self.trusted[row])
 
     def __getitems__(self, positions: Sequence[int]) -> list[ImageBatch] | ImageBatch:
         """A whole batch: at once where images are kept, one by one where they are read."""
         if self.prepared is None:
             return [self[position] for position in positions]
         rows = torch.from_numpy(self.rows[np.asarray(positions, dtype=np.int64)])
-        return ImageBatch(self.prepared[rows], self.targets[rows], rows)
+        return ImageBatch(self.prepared[rows], self.targets[rows], rows, self.trusted[rows])
 
     @staticmethod
     def collate(batch: Any) -> ImageBatch:

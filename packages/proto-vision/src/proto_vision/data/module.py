@@ -24,14 +24,14 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, v2
 
 from proto_core.files import atomic_write
+from proto_vision.data.augmentation import AUGMENTATIONS, Augmentation, augmentation
 from proto_vision.data.dataset import FOLDS, ImageBatch, ImageDataset, ImageTable, Readable
 from proto_vision.data.images import ArrayReader, FileReader, read_image
+from proto_vision.data.protocols import Protocol
 
-__all__ = ["AUGMENTATIONS", "ImageDataModule"]
+__all__ = ["ImageDataModule"]
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-Augmentation = Literal["none", "flip", "affine", "crop", "trivial"]
-AUGMENTATIONS: tuple[str, ...] = ("none", "flip", "affine", "crop", "trivial")
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -43,8 +43,10 @@ class ImageDataModule(LightningDataModule, ABC):
         in_channels: 3 (RGB) or 1 (grey).
         resize: ``"stretch"`` both sides to S (fine-grained data sets), or ``"crop"``: the shorter side to 256/224 S,
             then the middle (ImageNet).
-        augment: of training images: ``"none"``, ``"flip"`` (horizontal), ``"affine"`` (turns of 25 and shears of 15
-            degrees, flip), ``"crop"`` (random resized crop, flip), ``"trivial"`` (TrivialAugment, flip).
+        augment: of training images, by name: see :func:`proto_vision.data.augmentation.augmentation`.
+        views: further views of each training image, by the names of their augmentations; training batches then hold
+            ``[N, 1 + views, channels, S, S]``.
+        protocol: what an experiment changes about classes, labels and folds, see :mod:`proto_vision.data.protocols`.
         mean: per channel; by default ImageNet's for RGB, 0.5 for grey.
         std: per channel; by default ImageNet's for RGB, 0.5 for grey.
         batch_size: images in a batch.
@@ -70,6 +72,8 @@ class ImageDataModule(LightningDataModule, ABC):
         in_channels: int = 3,
         resize: Literal["stretch", "crop"] = "stretch",
         augment: Augmentation = "none",
+        views: Sequence[Augmentation] = (),
+        protocol: Protocol | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         batch_size: int = 64,
@@ -86,11 +90,12 @@ class ImageDataModule(LightningDataModule, ABC):
             raise ValueError(f"num_workers: found {num_workers}, needed 0 or more")
         if in_channels not in (1, 3):
             raise ValueError(f"in_channels: found {in_channels}, needed 3 (RGB) or 1 (grey)")
-        if augment not in AUGMENTATIONS:
-            raise ValueError(f"augment: found {augment!r}, needed one of {AUGMENTATIONS}")
+        for argument, name in (("augment", augment), *(("views", view) for view in views)):
+            if name not in AUGMENTATIONS:
+                raise ValueError(f"{argument}: found {name!r}, needed one of {AUGMENTATIONS}")
         self.root = Path(root).expanduser()
         self.image_size, self.in_channels = image_size, in_channels
-        self.resize, self.augment = resize, augment
+        self.resize, self.augment, self.views, self.protocol = resize, augment, tuple(views), protocol
         default = IMAGENET if in_channels == 3 else ((0.5,), (0.5,))
         self.mean, self.std = tuple(mean or default[0]), tuple(std or default[1])
         for argument, numbers in (("mean", self.mean), ("std", self.std)):
@@ -121,12 +126,11 @@ class ImageDataModule(LightningDataModule, ABC):
     def table(self) -> ImageTable:
         """The source's images, classes and folds, read on first use."""
         if self._table is None:
-            self._table = self.read_table()
-            train = self._table.targets[self._table.fold == "train"]
-            present = np.bincount(train, minlength=len(self._table.class_names))
-            empty = [name for name, count in zip(self._table.class_names, present) if count == 0]
+            table = self.read_table()
+            empty = [table.class_names[c] for c in np.flatnonzero(~_trained(table))]
             if empty:
                 raise ValueError(f"{self.root}: no training image of {len(empty)} classes, such as {empty[:5]}")
+            self._table = table if self.protocol is None else self.protocol(table)
         return self._table
 
     @property
@@ -136,8 +140,8 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes in the order of the targets."""
-        return self.table.class_names
+        """Names of the classes that have training images, in the order of the targets."""
+        return self.table.class_names[: int(_trained(self.table).sum())]
 
     @property
     def num_classes(self) -> int:
@@ -163,7 +167,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def describe(self, index: int) -> tuple[str, list[str]]:
         """Id and class name of a row: what a prototype remembers of its case."""
-        return self.record_ids[index], [self.class_names[int(self.table.targets[index])]]
+        return self.record_ids[index], [self.table.class_names[int(self.table.targets[index])]]
 
     # -- images as the model sees them
 
@@ -184,15 +188,10 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def train_transform(self) -> Callable[[Image.Image], Tensor]:
         """RGB image -> ``[channels, S, S]`` with the augmentation of training."""
-        flip, size = v2.RandomHorizontalFlip(), self.image_size
-        steps: dict[str, list[Any]] = {
-            "none": self._geometry(),
-            "flip": [*self._geometry(), flip],
-            "affine": [*self._geometry(), v2.RandomAffine(25, shear=(-15, 15, -15, 15)), flip],
-            "crop": [v2.RandomResizedCrop(size, antialias=True), flip],
-            "trivial": [*self._geometry(), v2.TrivialAugmentWide(), flip],
-        }
-        return v2.Compose([*steps[self.augment], *self._numbers()])
+        return self._augmented(self.augment)
+
+    def _augmented(self, name: str) -> Callable[[Image.Image], Tensor]:
+        return v2.Compose([*augmentation(name, self._geometry(), self.image_size), *self._numbers()])
 
     def view(self, record: str | Path) -> Image.Image:
         """An image in the geometry of the model's input, 8-bit RGB, for drawing.
@@ -283,12 +282,13 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _dataset(self, rows: np.ndarray, *, augmented: bool = False) -> ImageDataset:
         reader, transform = self.reader(), self.train_transform() if augmented else self.eval_transform()
-        prepared = None
-        if isinstance(reader, ArrayReader) and not (augmented and self.augment != "none"):
+        prepared, views = None, [self._augmented(name) for name in self.views] if augmented else []
+        if isinstance(reader, ArrayReader) and not views and not (augmented and self.augment != "none"):
             if self._prepared is None:
                 self._prepared = torch.stack([transform(reader(row)) for row in range(len(self.record_ids))])
             prepared = self._prepared
-        return ImageDataset(reader, transform, self.targets, rows, prepared)
+        trusted = None if self.table.trusted is None else torch.from_numpy(np.asarray(self.table.trusted, dtype=bool))
+        return ImageDataset(reader, transform, self.targets, rows, prepared, trusted=trusted, views=views)
 
     @property
     def train_set(self) -> ImageDataset:
@@ -340,3 +340,8 @@ class ImageDataModule(LightningDataModule, ABC):
     def predict_dataloader(self) -> DataLoader[ImageBatch]:
         """Images of ``predict_fold`` in the order of the table."""
         return self._loader(self.predict_set)
+
+
+def _trained(table: ImageTable) -> np.ndarray:
+    """``[C]`` which classes have training images."""
+    return np.bincount(table.targets[table.fold == "train"], minlength=len(table.class_names)) > 0

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from proto_core.checks import check_class_targets
 from proto_core.precision import full_precision, no_autocast

@@ -303,7 +303,7 @@ class STProtoPNetModule(ExplainsParts, ImageClassifier):
 
     def prototype_features(self, batch: ImageBatch) -> dict[str, tuple[Tensor, Tensor]]:
         """Features and one-hot targets of each set."""
-        return self.network.prototype_features(batch)
+        return self.network.prototype_features((batch.image, batch.target, batch.index))
 
     # -- explanation (see proto_vision.explanation)
 
