@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -24,13 +25,13 @@ FRAME = (255, 214, 0)
 EDGE = (20, 20, 20)
 
 
-def embed(image: Image.Image, alt: str) -> Markup:
+def embed(image: Image.Image, alt: str, kind: Literal["png", "jpeg"] = "png") -> Markup:
     """An image as markup that holds its bytes; the text for those who cannot see it is escaped."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode("ascii")
-    size = {"w": image.width, "h": image.height}
-    return Markup('<img src="data:image/png;base64,{}" alt="{}" width="{w}" height="{h}">').format(data, alt, **size)
+    image.save(buffer, format=kind, optimize=True)
+    words = {"data": base64.b64encode(buffer.getvalue()).decode("ascii"), "kind": kind, "alt": alt}
+    tag = Markup('<img src="data:image/{kind};base64,{data}" alt="{alt}" width="{w}" height="{h}">')
+    return tag.format(w=image.width, h=image.height, **words)
 
 
 def draw_image(image: Image.Image, box: Location | None, alt: str) -> Markup:

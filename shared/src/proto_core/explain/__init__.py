@@ -1,7 +1,15 @@
 """Explanations as data, and the HTML report that draws them."""
 
 from proto_core.explain.records import Case, Evidence, Explanation
-from proto_core.explain.report import Comparison, Picture, ReportSection, plain_text, render_report, write_report
+from proto_core.explain.report import (
+    Comparison,
+    Picture,
+    ReportSection,
+    plain_text,
+    render_page,
+    render_report,
+    write_report,
+)
 
 __all__ = [
     "Case",
@@ -11,6 +19,7 @@ __all__ = [
     "Picture",
     "ReportSection",
     "plain_text",
+    "render_page",
     "render_report",
     "write_report",
 ]

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TypeVar
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from proto_core.explain.records import Evidence, Explanation
 from proto_core.files import atomic_write
 
-__all__ = ["Comparison", "Picture", "ReportSection", "plain_text", "render_report", "write_report"]
+__all__ = ["Comparison", "Picture", "ReportSection", "plain_text", "render_page", "render_report", "write_report"]
 
 # control characters, surrogates from undecodable bytes, marks that reverse the reading order, non-characters
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
@@ -72,6 +72,7 @@ class ReportSection:
 
 
 Section = TypeVar("Section", bound=ReportSection)
+_HOME = "proto_core.explain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +154,27 @@ def render_report(
         picture = draw_query(section)
         labels = [_label(section, explanation, draw_evidence, top) for explanation in section.explanations]
         pages.append((section, picture, labels))
-    template = _environment().get_template("report.html")
     words = {"title": title, "footer": footer, "noun": noun, "threshold": threshold}
-    return template.render(metadata=metadata or {}, pages=pages, **words)
+    return render_page(_HOME, "report.html", metadata=metadata or {}, pages=pages, **words)
+
+
+def render_page(package: str, name: str, **values: object) -> str:
+    """A page from a template of any package, under the rules of the report: escaped, printable, nothing undefined.
+
+    Args:
+        package: whose folder ``templates`` holds the template; it may include the report's ``report.css``.
+        name: of the template.
+        **values: what the template shows.
+
+    Returns:
+        HTML.
+
+    Example:
+        >>> from proto_core.explain import render_page
+        >>> "max-width" in render_page("proto_core.explain", "report.css")
+        True
+    """
+    return _environment(package).get_template(name).render(**values)
 
 
 def write_report(path: str | os.PathLike[str], html: str) -> None:
@@ -196,9 +215,9 @@ def _label(
 
 
 @cache
-def _environment() -> Environment:
+def _environment(package: str) -> Environment:
     environment = Environment(
-        loader=PackageLoader("proto_core.explain"),
+        loader=ChoiceLoader([PackageLoader(place) for place in dict.fromkeys((package, _HOME))]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
