@@ -7,18 +7,18 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from proto_core.metrics import FoldAccuracy, classification_figures
-from proto_core.training import Stage, StoredSystem, check_label_names
+from proto_core.training import Stage, check_label_names
 from proto_vision.data.dataset import ImageBatch
+from proto_vision.image_system import ImageSystem
 
 __all__ = ["ImageClassifier", "adam_by_part", "class_names_or_numbers"]
 
 
-class ImageClassifier(StoredSystem, LightningModule):
+class ImageClassifier(ImageSystem):
     """Evaluation of logits over whole folds; a system adds its network, its loss and its settings.
 
     Args:
@@ -32,12 +32,10 @@ class ImageClassifier(StoredSystem, LightningModule):
     """
 
     def __init__(self, num_classes: int, class_names: Sequence[str] | None, image_size: int, in_channels: int) -> None:
-        super().__init__()
+        super().__init__(image_size, in_channels)
         self.class_names = class_names_or_numbers(class_names, num_classes)
         self.num_classes = len(self.class_names)
-        self.image_size, self.in_channels = image_size, in_channels
         self.val_fold, self.test_fold = FoldAccuracy(), FoldAccuracy()
-        self.test_results: dict[str, Any] = {}
 
     @property
     def label_names(self) -> list[str]:
@@ -53,13 +51,8 @@ class ImageClassifier(StoredSystem, LightningModule):
         return {
             "num_classes": self.num_classes,
             "class_names": list(self.class_names),
-            "image_size": self.image_size,
-            "in_channels": self.in_channels,
+            **super().input_settings(),
         }
-
-    def batch_index(self, batch: ImageBatch) -> Tensor:
-        """Row of each image in the data set (see proto_core.prototypes.projection.ProjectsPrototypes)."""
-        return batch.index
 
     def check_settings(self, found: dict[str, Any]) -> None:
         """Refuse a checkpoint of other classes or another kind of input.
@@ -68,9 +61,7 @@ class ImageClassifier(StoredSystem, LightningModule):
             ValueError: names what differs.
         """
         check_label_names(found["class_names"], self.class_names)
-        for key in ("image_size", "in_channels"):
-            if found[key] != getattr(self, key):
-                raise ValueError(f"checkpoint: trained with {key} {found[key]}, this model has {getattr(self, key)}")
+        super().check_settings(found)
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
         """Collect the scores of the validation fold."""
@@ -100,12 +91,6 @@ class ImageClassifier(StoredSystem, LightningModule):
         probabilities = self.class_logits(batch.image).float().softmax(1)
         decisions = F.one_hot(probabilities.argmax(1), self.num_classes).bool()
         return {"index": batch.index, "probabilities": probabilities, "decisions": decisions}
-
-    def note(self, name: str, value: Tensor, batch: ImageBatch, *, prog_bar: bool = False) -> None:
-        """Log a batch's figure as its epoch's mean; does nothing without a trainer."""
-        if getattr(self, "_trainer", None) is not None:
-            options: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
-            self.log(name, value, batch_size=len(batch.image), prog_bar=prog_bar, **options)
 
 
 def adam_by_part(network: nn.Module, stage: Stage, parts: Mapping[str, tuple[float, float]]) -> torch.optim.Adam:

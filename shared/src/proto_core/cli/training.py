@@ -61,7 +61,7 @@ class WritePredictions(pl.Callback):
 
     def on_predict_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *args: Any) -> None:
         """Keep what the table needs."""
-        kept = ("index", "probabilities", "decisions")
+        kept = ("index", "probabilities", "decisions", "embeddings")
         self.parts.append({key: outputs[key].detach().cpu() for key in kept if key in outputs})
 
     def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -77,7 +77,9 @@ class WritePredictions(pl.Callback):
 
 
 def write_predictions(joined: dict[str, torch.Tensor], module: Any, data: Any, out: Path) -> int:
-    """Write probabilities and decisions, one row per sample in data order; Parquet by the ending ``.parquet``.
+    """Write probabilities and decisions, or embeddings, one row per sample in data order.
+
+    Parquet by the ending ``.parquet``. Embeddings of D numbers are the columns ``e0`` to ``e{D-1}``.
 
     Returns:
         The number of rows.
@@ -86,7 +88,9 @@ def write_predictions(joined: dict[str, torch.Tensor], module: Any, data: Any, o
     rows = [order[index] for index in sorted(order)]
     names = [data.record_ids[index] for index in sorted(order)]
     columns: dict[str, list[Any]] = {"record": names}
-    labels = module.label_names
+    if "embeddings" in joined:
+        columns |= {f"e{number}": values.tolist() for number, values in enumerate(joined["embeddings"][rows].T)}
+    labels = module.label_names if "probabilities" in joined else []
     for column, label in enumerate(labels):
         columns[label] = joined["probabilities"][rows, column].tolist()
     if "decisions" in joined:
