@@ -237,7 +237,10 @@ def test_unknown_stage_and_unwritable_folder_are_found_before_training(tmp_path)
 
 @pytest.mark.parametrize(
     "options",
-    [{"name": ""}, {"name": "a/b"}, {"name": "last"}, {"name": "a", "lr": 0.0}, {"name": "a", "max_epochs": -1}],
+    [
+        *({"name": ""}, {"name": "a/b"}, {"name": "last"}, {"name": "a", "lr": 0.0}, {"name": "a", "max_epochs": -1}),
+        {"name": "a", "max_epochs": 2, "warmup_epochs": 3},
+    ],
 )
 def test_bad_stage(options):
     with pytest.raises(ValueError, match="stage"):
@@ -336,6 +339,15 @@ def test_rates_fall_at_milestones(tmp_path):
     net, _ = fit(tmp_path, net)
     per_epoch = len(net.seen) // 4
     assert [rate for _, rate in net.seen[::per_epoch]] == pytest.approx([0.08, 0.04, 0.04, 0.02])
+
+
+def test_rates_rise_in_the_warm_up_and_the_cosine_begins_behind_it(tmp_path):
+    net = Net()
+    rates = dict(scheduler="cosine", warmup_epochs=2, monitor="val/loss", mode="min")
+    net.stages = [Stage("joint", ("encoder.*",), 4, lr=0.08, **rates)]
+    net, _ = fit(tmp_path, net)
+    per_epoch = len(net.seen) // 4
+    assert [rate for _, rate in net.seen[::per_epoch]] == pytest.approx([0.04, 0.08, 0.08, 0.04])
 
 
 def test_without_a_monitor_the_last_epoch_is_kept(tmp_path):

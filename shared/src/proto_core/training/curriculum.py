@@ -161,9 +161,11 @@ class Curriculum(Callback):
         """Set this epoch's learning rate."""
         if not self.stages:
             return
-        rate = self.stage.lr
-        if self.stage.scheduler == "cosine":
-            rate *= 0.5 * (1 + math.cos(math.pi * self.epoch / self.stage.max_epochs))
+        rate, warmup = self.stage.lr, self.stage.warmup_epochs
+        if self.epoch < warmup:
+            rate *= (self.epoch + 1) / warmup
+        elif self.stage.scheduler == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * (self.epoch - warmup) / (self.stage.max_epochs - warmup)))
         elif self.stage.scheduler == "plateau":
             rate *= 0.5**self.halvings
         elif self.stage.scheduler == "steps":

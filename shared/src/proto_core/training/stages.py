@@ -24,6 +24,7 @@ class Stage:
         weight_decay: L2 penalty of the optimiser.
         scheduler: "none", "cosine" (from lr to 0 over ``max_epochs``), "plateau" (halved after 5 epochs without a
             better value of ``monitor``) or "steps" (times ``gamma`` at each of ``milestones``).
+        warmup_epochs: the rate rises to ``lr`` in equal steps over so many first epochs; "cosine" falls after them.
         milestones: epochs of the stage, counted from 1 at its end, after which the rate falls ("steps").
         gamma: factor at a milestone.
         monitor: logged metric that decides on the best epoch and on stopping; ``None``: the last epoch is kept.
@@ -33,7 +34,8 @@ class Stage:
         overwrite: whether projected prototypes become their cases, or keep their vectors and only remember them.
 
     Raises:
-        ValueError: a name that is no file name, a negative number of epochs, or a learning rate of 0 or less.
+        ValueError: a name that is no file name, a negative number of epochs, a longer warm-up than the stage, or a
+            learning rate of 0 or less.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Stage:
     lr: float = 1e-3
     weight_decay: float = 0.0
     scheduler: Literal["none", "cosine", "plateau", "steps"] = "none"
+    warmup_epochs: int = 0
     milestones: Sequence[int] = ()
     gamma: float = 0.1
     monitor: str | None = "val/auroc"
@@ -57,6 +60,9 @@ class Stage:
             raise ValueError(
                 f"stage {self.name!r}: needed max_epochs >= 0 and lr > 0, found {self.max_epochs} and {self.lr}"
             )
+        if not 0 <= self.warmup_epochs <= self.max_epochs:
+            needed = f"0 to {self.max_epochs}, the stage's epochs"
+            raise ValueError(f"stage {self.name!r}: found {self.warmup_epochs} warmup_epochs, needed {needed}")
 
 
 @runtime_checkable
