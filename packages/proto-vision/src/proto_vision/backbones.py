@@ -95,6 +95,10 @@ SMALL = {
 }
 """Plain convolutions by name: two or three of them, or four with batch norm."""
 
+_TORCHVISION_NODES = ("layer1", "layer2", "layer3", "layer4", "inception3b", "inception4e", "inception5b", "features")
+
+_FEW_SHOT = {"convnet4": "ConvNet4", "resnet12": "ResNet12"}
+
 
 def create_backbone(
     name: str,
@@ -109,7 +113,9 @@ def create_backbone(
 
     Args:
         name: a model of timm (``"resnet34"``, ``"vgg19_bn"``, ``"convnext_tiny"``), one of torchvision
-            (``"torchvision/resnet34"``), or ``"conv2"``, ``"conv3"``, ``"conv4"``.
+            (``"torchvision/resnet34"``), ``"conv2"``, ``"conv3"``, ``"conv4"``, or for images of about 32 pixels
+            ``"cifar_resnet18"``, ``"cifar_resnet34"`` (``"cifar_resnet18_w16"`` with 16 channels at first, not 64),
+            ``"cifar_resnet20"`` to ``"cifar_resnet110"``; ``"convnet4"`` and ``"resnet12"`` of few-shot learning.
         in_channels: of the images.
         pretrained: ImageNet weights; downloads them where they are not at hand.
         stage: which of the model's maps is the deep one; -2 leaves out a VGG's last pooling.
@@ -129,15 +135,28 @@ def create_backbone(
         >>> network(torch.zeros(1, 3, 64, 64)).shape, channels
         (torch.Size([1, 512, 2, 2]), (512,))
     """
+    if pretrained and (name in SMALL or name in _FEW_SHOT or name.startswith("cifar_resnet")):
+        raise ValueError(f"pretrained: there are no weights for {name!r}")
     if name in SMALL:
-        if pretrained:
-            raise ValueError(f"pretrained: there are no weights for {name!r}")
         small = ConvBackbone(in_channels, **SMALL[name])  # type: ignore[arg-type]
         which = _which(len(small.widths), stage, 0 if shallow else None)
         return FeatureMap(_Stages(small), which), tuple(small.widths[i] for i in which)
+    if name in _FEW_SHOT or name.startswith("cifar_resnet"):
+        network = _small_resnet(name, in_channels)
+        which = _which(len(network.widths), stage, 0 if shallow else None)
+        return FeatureMap(network, which), tuple(network.widths[i] for i in which)
     if name.startswith("torchvision/"):
         return _torchvision(name.removeprefix("torchvision/"), in_channels, pretrained, stage, shallow)
     return _timm(name, in_channels, pretrained, stage, shallow, image_size)
+
+
+def _small_resnet(name: str, in_channels: int) -> Any:
+    from proto_vision import few_shot_backbones
+    from proto_vision.cifar_resnet import CIFARResNet
+
+    if name in _FEW_SHOT:
+        return getattr(few_shot_backbones, _FEW_SHOT[name])(in_channels)
+    return CIFARResNet.by_name(name, in_channels)
 
 
 def _which(count: int, stage: int, first: int | None) -> tuple[int, ...]:
@@ -195,7 +214,7 @@ def _torchvision(
         network = torchvision.models.get_model(name, weights="DEFAULT" if pretrained else None)
     except ValueError as error:
         raise ValueError(f"backbone: torchvision has no model {name!r}") from error
-    nodes = [n for n in ("layer1", "layer2", "layer3", "layer4", "features") if hasattr(network, n)]
+    nodes = [n for n in _TORCHVISION_NODES if hasattr(network, n)]
     if not nodes:
         raise ValueError(f"backbone: {name!r} of torchvision gives no feature maps known here; timm may have it")
     which = _which(len(nodes), stage, 0 if shallow else None)

@@ -6,17 +6,19 @@ weights. Places are marked as the pixels of the input that a cell of the map sta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from proto_core.explain import Case, Evidence, Explanation
+from proto_core.modes import evaluation_mode
 from proto_core.prototypes import PartPrototypes
+from proto_vision.data.module import ImageDataModule
 
-__all__ = ["ExplainsParts", "PartEvidence", "pixels_of"]
+__all__ = ["ExplainsImages", "ExplainsParts", "PartEvidence", "class_explanations", "pixels_of", "prototype_records"]
 
 Location = tuple[tuple[int, int], tuple[int, int]]
 
@@ -62,6 +64,30 @@ def pixels_of(row: int, column: int, map_size: tuple[int, int], image_size: int,
     return spans[0], spans[1]
 
 
+@runtime_checkable
+class ExplainsImages(Protocol):
+    """A network that writes its own report, where its evidence is no part of a training image."""
+
+    def explain_images(
+        self,
+        data: ImageDataModule,
+        images: Sequence[str],
+        *,
+        labels: Sequence[str] | None = None,
+        top: int = 3,
+        source: str = "",
+    ) -> str:
+        """The report of some images as HTML.
+
+        Args:
+            data: the data set that the network was trained on.
+            images: files, or ids of the data set.
+            labels: classes to explain; by default the predicted one.
+            top: prototypes shown for and against.
+            source: name of the checkpoint, for the report's head.
+        """
+
+
 class ExplainsParts:
     """``explain``, mixed into a network that offers ``part_evidence``."""
 
@@ -90,52 +116,26 @@ class ExplainsParts:
         Raises:
             ValueError: unknown class, or another number of names than images.
         """
-        net = cast(Any, self)
-        if len(sample_ids) != len(images):
-            raise ValueError(f"sample_ids: found {len(sample_ids)} names for {len(images)} images")
-        unknown = [name for name in labels or () if name not in net.class_names]
-        if unknown:
-            raise ValueError(f"labels: the model does not know {unknown}")
-        logits, sets = self._evaluated(images)
-        logits = logits.double().cpu()
-        probabilities = logits.softmax(1)
+        logits, sets = self.evaluated(images)
         known = [self._cases(part) for part in sets]
-        results = []
-        for n, sample_id in enumerate(sample_ids):
-            chosen = [net.class_names.index(name) for name in labels or ()] or [int(logits[n].argmax())]
-            chosen.sort(key=lambda c, n=n: -float(probabilities[n, c]))  # type: ignore[misc]
-            evidence = self._evidence(n, sets, known)
-            results.append(
-                tuple(
-                    Explanation(
-                        sample_id=sample_id,
-                        label=net.class_names[c],
-                        logit=float(logits[n, c]),
-                        probability=float(probabilities[n, c]),
-                        threshold=_best_other(probabilities[n], c),
-                        bias=0.0,
-                        evidence=_weighted(evidence, sets, c),
-                    )
-                    for c in chosen
-                )
-            )
-        return results
+
+        def evidence(n: int, c: int) -> tuple[Evidence, ...]:
+            return _weighted(self._evidence(n, sets, known), sets, c)
+
+        names = cast(Any, self).class_names
+        return class_explanations(names, sample_ids, labels, logits, logits.cpu().double().softmax(1), evidence)
 
     @torch.no_grad()
     def similarity_maps(self, images: Float[Tensor, "N channels S S"]) -> Float[Tensor, "N P h w"]:
         """Similarities of images to all prototypes at every place, sets one after the other as in explanations."""
-        return torch.cat([part.maps for part in self._evaluated(images)[1]], 1)
+        return torch.cat([part.maps for part in self.evaluated(images)[1]], 1)
 
-    def _evaluated(self, images: Tensor) -> tuple[Tensor, list[PartEvidence]]:
-        """Evidence in evaluation mode; modes are as before afterwards."""
+    @torch.no_grad()
+    def evaluated(self, images: Float[Tensor, "N channels S S"]) -> tuple[Float[Tensor, "N C"], list[PartEvidence]]:
+        """:meth:`part_evidence` in evaluation mode, on the network's device; modes are as before afterwards."""
         net = cast(nn.Module, self)
-        modes = [(child, child.training) for child in net.modules()]
-        net.eval()
-        try:
+        with evaluation_mode(net):
             return self.part_evidence(images.to(cast(Any, self).device))
-        finally:
-            for child, mode in modes:
-                child.training = mode
 
     def _cases(self, part: PartEvidence) -> list[tuple[tuple[str, ...], Case | None]]:
         """Classes and case of every prototype of a set."""
@@ -176,6 +176,69 @@ def _weighted(evidence: Sequence[Evidence], sets: Sequence[PartEvidence], c: int
         for e, w in zip(evidence, weights)
     ]
     return tuple(sorted(full, key=lambda item: -item.contribution))
+
+
+def class_explanations(
+    class_names: Sequence[str],
+    sample_ids: Sequence[str],
+    labels: Sequence[str] | None,
+    logits: Float[Tensor, "N C"],
+    probabilities: Float[Tensor, "N C"],
+    evidence: Callable[[int, int], tuple[Evidence, ...]],
+) -> list[tuple[Explanation, ...]]:
+    """The explanations of some images, for the classes asked for or the most probable one.
+
+    Args:
+        class_names: C names.
+        sample_ids: one name per image.
+        labels: classes to explain; by default the predicted one.
+        logits: of the images.
+        probabilities: of the images.
+        evidence: row, class -> all evidence, by falling contribution.
+
+    Returns:
+        For each image its explanations by falling probability; the threshold is the highest probability of another
+        class.
+
+    Raises:
+        ValueError: unknown class, or another number of names than images.
+    """
+    if len(sample_ids) != len(logits):
+        raise ValueError(f"sample_ids: found {len(sample_ids)} names for {len(logits)} images")
+    names = list(class_names)
+    unknown = [name for name in labels or () if name not in names]
+    if unknown:
+        raise ValueError(f"labels: the model does not know {unknown}")
+    logits, probabilities = logits.cpu().double(), probabilities.cpu().double()
+    results = []
+    for n, sample_id in enumerate(sample_ids):
+        chosen = [names.index(name) for name in labels or ()] or [int(probabilities[n].argmax())]
+        chosen.sort(key=lambda c, n=n: -float(probabilities[n, c]))  # type: ignore[misc]
+        results.append(
+            tuple(
+                Explanation(
+                    sample_id=sample_id,
+                    label=names[c],
+                    logit=float(logits[n, c]),
+                    probability=float(probabilities[n, c]),
+                    threshold=_best_other(probabilities[n], c),
+                    bias=0.0,
+                    evidence=evidence(n, c),
+                )
+                for c in chosen
+            )
+        )
+    return results
+
+
+def prototype_records(network: Any, data: ImageDataModule) -> list[Evidence]:
+    """What is known of each prototype, set after set: its set, its classes, its case.
+
+    Similarity, weight and place in these records are those of a training image, and mean nothing here.
+    """
+    name = data.record_ids[int(data.rows("train")[0])]
+    found = network.explain(data.model_input(name)[None], [name])[0][0].evidence
+    return sorted(found, key=lambda item: item.prototype)
 
 
 def _best_other(probabilities: Tensor, c: int) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import LightningModule
 from torch import Tensor
@@ -11,6 +11,15 @@ from proto_core.training import StoredSystem
 from proto_vision.data.dataset import ImageBatch
 
 __all__ = ["ImageSystem"]
+
+
+@runtime_checkable
+class HasImages(Protocol):
+    """Anything that holds the images of a batch."""
+
+    @property
+    def image(self) -> Tensor:
+        """``[N, ...]``."""
 
 
 class ImageSystem(StoredSystem, LightningModule):
@@ -44,7 +53,7 @@ class ImageSystem(StoredSystem, LightningModule):
             if found[key] != getattr(self, key):
                 raise ValueError(f"checkpoint: trained with {key} {found[key]}, this model has {getattr(self, key)}")
 
-    def note(self, name: str, value: Tensor, batch: ImageBatch, *, prog_bar: bool = False) -> None:
+    def note(self, name: str, value: Tensor, batch: HasImages, *, prog_bar: bool = False) -> None:
         """Log a batch's figure as its epoch's mean; does nothing without a trainer."""
         if getattr(self, "_trainer", None) is not None:
             options: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 _LINKS = (
     *("label_names", "branch_labels", "num_samples", "sampling_rate"),
     *("num_classes", "class_names", "image_size", "in_channels"),
+    *("mean", "std"),
 )
 """Attributes of a data module that become arguments of a model that has an argument of that name."""
 _SUBCOMMANDS = ("fit", "validate", "test", "predict")

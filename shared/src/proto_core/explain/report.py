@@ -73,6 +73,7 @@ class ReportSection:
 
 Section = TypeVar("Section", bound=ReportSection)
 _HOME = "proto_core.explain"
+WITHOUT_CASE = "This prototype was never projected onto a training sample: there is no case to show."
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,8 @@ def render_report(
     footer: str = "",
     noun: str = "Sample",
     threshold: str = "Threshold",
+    measure: str = "similarity",
+    without_case: str = WITHOUT_CASE,
     top: int = 3,
 ) -> str:
     """Write the page.
@@ -122,6 +125,8 @@ def render_report(
         footer: closing remark.
         noun: what a sample is called, such as ``"ECG"``.
         threshold: what a label's probability has to reach to be predicted, as the page's tables call it.
+        measure: what the classifier saw of a prototype, :attr:`Evidence.similarity`, as the page calls it.
+        without_case: said of a prototype that has no case; nothing if empty.
         top: how many prototypes are shown for each label, for and against.
 
     Returns:
@@ -155,6 +160,7 @@ def render_report(
         labels = [_label(section, explanation, draw_evidence, top) for explanation in section.explanations]
         pages.append((section, picture, labels))
     words = {"title": title, "footer": footer, "noun": noun, "threshold": threshold}
+    words |= {"measure": measure, "without_case": without_case}
     return render_page(_HOME, "report.html", metadata=metadata or {}, pages=pages, **words)
 
 

@@ -1,8 +1,9 @@
 """Prototypes that are parts: small patches of a feature map, compared with every place of a map.
 
-The layer of ProtoPNet's descendants: TesNet's projection and the cosine, as ST-ProtoPNet (ICCV 2023, arXiv 2301.04011)
-and EvalProtoPNet (ICCV 2023, arXiv 2212.05946) use them. Unlike in ST-ProtoPNet's repository, a class without an image
-keeps its prototypes when they are pushed onto cases, and a tie that is only rounding goes to the first image.
+ProtoPNet's own layer of distances (as arXiv 2011.02863 explains it), and those of its descendants: TesNet's projection
+and the cosine, as ST-ProtoPNet (ICCV 2023, arXiv 2301.04011) and EvalProtoPNet (ICCV 2023, arXiv 2212.05946) use them.
+Unlike in ST-ProtoPNet's repository, a class without an image keeps its prototypes when they are pushed onto cases,
+and a tie that is only rounding goes to the first image.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from proto_core.checks import check_class_targets, check_option
+from proto_core.checks import check_class_targets, check_option, check_positive
 from proto_core.precision import full_precision, no_autocast, unit_vectors
 from proto_core.prototypes.classes import prototype_class_matrix
 from proto_core.prototypes.layers import PrototypeLayer
@@ -23,28 +24,33 @@ from proto_core.prototypes.projection import project_layer
 
 __all__ = ["PartPrototypes", "PushResult", "push_part_prototypes"]
 
+_SIMILARITIES = ("cosine", "projection", "l2_log")
+
 
 class PartPrototypes(PrototypeLayer):
     """Patches of a feature map, ``prototypes_per_class`` for each class, class-major.
 
     With ``norm`` the division by the Euclidean norm over the channels (a zero vector stays zero), the map of
     similarities is ``conv2d(norm(Z), norm(P))`` for ``similarity="cosine"`` and ``conv2d(Z, norm(P))`` for
-    ``"projection"``; it is pooled by its maximum.
+    ``"projection"``. ``"l2_log"`` is ProtoPNet's: ``log((d + 1) / (d + epsilon))`` of the squared distance d between
+    prototype and patch, above 0 and at most ``log(1 / epsilon)``. The map is pooled by its maximum.
 
     Args:
         num_classes: C.
         prototypes_per_class: K; the layer holds P = C K prototypes.
         channels: D.
         patch_size: height and width of a patch, in places of the map.
-        similarity: ``"cosine"`` or ``"projection"``.
+        similarity: ``"cosine"``, ``"projection"`` or ``"l2_log"``.
         rectify: ReLU on the map before it is pooled.
+        epsilon: of ``"l2_log"``.
 
     Attributes:
         prototypes: Parameter ``[P, D, h, w]``, from U[0, 1).
         class_identity: buffer ``[P, C]``.
 
     Raises:
-        ValueError: a size below 1, an unknown similarity; features that are not ``[N, D, H, W]`` with room for a patch.
+        ValueError: a size below 1, an unknown similarity, an epsilon that is not positive; features that are not
+            ``[N, D, H, W]`` with room for a patch.
 
     Shapes:
         features ``[N, D, H, W]`` -> pooled ``[N, P]``, maps ``[N, P, H - h + 1, W - w + 1]``.
@@ -66,16 +72,18 @@ class PartPrototypes(PrototypeLayer):
         patch_size: int = 1,
         similarity: str = "cosine",
         rectify: bool = False,
+        epsilon: float = 1e-4,
     ) -> None:
         sizes = {"num_classes": num_classes, "prototypes_per_class": prototypes_per_class}
         for name, value in {**sizes, "channels": channels, "patch_size": patch_size}.items():
             if value < 1:
                 raise ValueError(f"{name}: found {value}, needed at least 1")
+        check_positive(epsilon=epsilon)
         super().__init__((channels, patch_size, patch_size), prototype_class_matrix(num_classes, prototypes_per_class))
         self.num_classes = num_classes
         self.prototypes_per_class = prototypes_per_class
-        self.similarity = check_option("similarity", similarity, "cosine", "projection")
-        self.rectify = rectify
+        self.similarity = check_option("similarity", similarity, *_SIMILARITIES)
+        self.rectify, self.epsilon = rectify, epsilon
 
     def reset_parameters(self) -> None:
         """Draw the prototypes from U[0, 1) and forget the cases."""
@@ -91,16 +99,27 @@ class PartPrototypes(PrototypeLayer):
     def similarity_maps(
         self, features: Float[Tensor, "N D H W"], similarity: str | None = None
     ) -> Float[Tensor, "N P h w"]:
-        """Similarities at every place, before any ReLU; ``similarity`` asks for the other kind than the layer's own."""
-        kind = self.similarity if similarity is None else check_option("similarity", similarity, "cosine", "projection")
+        """Similarities at every place, before any ReLU; ``similarity`` asks for another kind than the layer's own."""
+        kind = self.similarity if similarity is None else check_option("similarity", similarity, *_SIMILARITIES)
         return self._maps(features, self.prototypes, kind)
 
-    def _maps(self, features: Tensor, prototypes: Tensor, kind: str) -> Tensor:
-        _, channels, height, width = prototypes.shape
+    def distance_maps(self, features: Float[Tensor, "N D H W"]) -> Float[Tensor, "N P h w"]:
+        """Squared distances ``relu(|Z|^2 - 2 <Z, P> + |P|^2)`` of every patch, whatever the layer's similarity."""
+        return _squared_distances(self._checked(features), self.prototypes)
+
+    def _checked(self, features: Tensor) -> Tensor:
+        _, channels, height, width = self.prototypes.shape
         fits = features.ndim == 4 and features.shape[1] == channels
         if not fits or features.shape[2] < height or features.shape[3] < width:
             needed = f"[N, {channels}, H, W] with H at least {height} and W at least {width}"
             raise ValueError(f"features: found shape {tuple(features.shape)}, needed {needed}")
+        return features
+
+    def _maps(self, features: Tensor, prototypes: Tensor, kind: str) -> Tensor:
+        features = self._checked(features)
+        if kind == "l2_log":
+            distances = _squared_distances(features, prototypes)
+            return ((distances + 1) / (distances + self.epsilon)).log()
         features = unit_channels(features) if kind == "cosine" else full_precision(features)
         with no_autocast(features):
             return F.conv2d(features, unit_channels(prototypes))
@@ -115,13 +134,13 @@ class PartPrototypes(PrototypeLayer):
         return self._maps(features, self.prototypes[active], self.similarity).flatten(2)
 
     def take(self, features: Tensor, rows: Int[Tensor, " B"], positions: Int[Tensor, " B"]) -> Tensor:
-        """See :class:`PrototypeLayer`; the patch at a place, of unit norm over the channels."""
+        """See :class:`PrototypeLayer`; the patch at a place, of unit norm over the channels unless distances count."""
         height, width = self.prototypes.shape[2:]
         columns = features.shape[3] - width + 1
         down = (positions // columns).unsqueeze(1) + torch.arange(height, device=positions.device)
         across = (positions % columns).unsqueeze(1) + torch.arange(width, device=positions.device)
-        patches = features[rows[:, None, None], :, down[:, :, None], across[:, None, :]]
-        return unit_channels(patches.permute(0, 3, 1, 2))
+        patches = features[rows[:, None, None], :, down[:, :, None], across[:, None, :]].permute(0, 3, 1, 2)
+        return patches if self.similarity == "l2_log" else unit_channels(patches)
 
     def extra_repr(self) -> str:
         """Sizes, settings and how many prototypes are real cases."""
@@ -146,7 +165,8 @@ class PushResult(NamedTuple):
 
 @torch.no_grad()
 def push_part_prototypes(layer: PartPrototypes, batches: Iterable[tuple[Tensor, Tensor]]) -> PushResult:
-    """Replace every prototype by the most similar patch among the images of its class, scaled to unit norm.
+    """Replace every prototype by the most similar patch among the images of its class, scaled to unit norm (as it is
+    for ``"l2_log"``).
 
     Similarity is the layer's own, without the ReLU; the first image, then the first place row by row, wins a tie. A
     class without an image keeps its prototypes. One pass, one batch in memory. :func:`~proto_core.prototypes.
@@ -189,6 +209,14 @@ def push_part_prototypes(layer: PartPrototypes, batches: Iterable[tuple[Tensor, 
     missing = found.sample_index < 0
     row, col = found.position // columns, found.position % columns
     return PushResult(found.sample_index, row.masked_fill(missing, -1), col.masked_fill(missing, -1), found.similarity)
+
+
+def _squared_distances(features: Tensor, prototypes: Tensor) -> Tensor:
+    features, prototypes = full_precision(features), full_precision(prototypes)
+    with no_autocast(features):
+        lengths = F.conv2d(features.square().sum(1, keepdim=True), torch.ones_like(prototypes[:1, :1]))
+        products = F.conv2d(features, prototypes)
+    return (lengths - 2 * products + prototypes.square().sum(dim=(1, 2, 3))[:, None, None]).relu()
 
 
 def unit_channels(x: Float[Tensor, "N D H W"]) -> Float[Tensor, "N D H W"]:

@@ -165,7 +165,8 @@ class Curriculum(Callback):
         if self.epoch < warmup:
             rate *= (self.epoch + 1) / warmup
         elif self.stage.scheduler == "cosine":
-            rate *= 0.5 * (1 + math.cos(math.pi * (self.epoch - warmup) / (self.stage.max_epochs - warmup)))
+            share = 0.5 * (1 + math.cos(math.pi * (self.epoch - warmup) / (self.stage.max_epochs - warmup)))
+            rate *= self.stage.floor + (1 - self.stage.floor) * share
         elif self.stage.scheduler == "plateau":
             rate *= 0.5**self.halvings
         elif self.stage.scheduler == "steps":

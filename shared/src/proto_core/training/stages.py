@@ -22,11 +22,12 @@ class Stage:
         max_epochs: at most so many passes over the training set; 0 leaves the stage out.
         lr: learning rate.
         weight_decay: L2 penalty of the optimiser.
-        scheduler: "none", "cosine" (from lr to 0 over ``max_epochs``), "plateau" (halved after 5 epochs without a
-            better value of ``monitor``) or "steps" (times ``gamma`` at each of ``milestones``).
+        scheduler: "none", "cosine" (from lr to ``floor`` lr over ``max_epochs``), "plateau" (halved after 5 epochs
+            without a better value of ``monitor``) or "steps" (times ``gamma`` at each of ``milestones``).
         warmup_epochs: the rate rises to ``lr`` in equal steps over so many first epochs; "cosine" falls after them.
         milestones: epochs of the stage, counted from 1 at its end, after which the rate falls ("steps").
         gamma: factor at a milestone.
+        floor: share of ``lr`` that "cosine" ends at.
         monitor: logged metric that decides on the best epoch and on stopping; ``None``: the last epoch is kept.
         mode: whether more ("max") or less ("min") of it is better.
         patience: stop after so many epochs without a better value; ``None`` never stops early.
@@ -47,6 +48,7 @@ class Stage:
     warmup_epochs: int = 0
     milestones: Sequence[int] = ()
     gamma: float = 0.1
+    floor: float = 0.0
     monitor: str | None = "val/auroc"
     mode: Literal["max", "min"] = "max"
     patience: int | None = 10

@@ -5,11 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
 __all__ = ["AUGMENTATIONS", "Augmentation", "augmentation"]
 
-Augmentation = Literal["none", "flip", "affine", "crop", "trivial", "shift", "simclr", "strong"]
+Augmentation = Literal[
+    "none",
+    "flip",
+    "affine",
+    "crop",
+    "trivial",
+    "shift",
+    "simclr",
+    "contrast",
+    "strong",
+    "window",
+    "tilt",
+    "jitter",
+    "wide",
+]
 
 _SIMCLR_JITTER = (0.4, 0.4, 0.4, 0.1)
 _STRONG_JITTER = (0.4, 0.4, 0.4, 0.4)
@@ -35,10 +49,31 @@ _STEPS: dict[str, Callable[[list[Any], int], list[Any]]] = {
         v2.RandomApply([v2.ColorJitter(*_SIMCLR_JITTER)], p=0.8),
         v2.RandomGrayscale(0.2),
     ],
+    "contrast": lambda geometry, size: [
+        *_crop(size),
+        v2.RandomApply([v2.ColorJitter(*_SIMCLR_JITTER)], p=0.8),
+        v2.RandomGrayscale(0.2),
+    ],
     "strong": lambda geometry, size: [
         *_crop(size, (0.2, 1.0)),
         v2.RandomGrayscale(0.2),
         v2.ColorJitter(*_STRONG_JITTER),
+    ],
+    "window": lambda geometry, size: [
+        v2.Resize(round(size * 8 / 7), interpolation=InterpolationMode.BICUBIC, antialias=True),
+        v2.RandomCrop(size),
+        v2.RandomHorizontalFlip(),
+    ],
+    "jitter": lambda geometry, size: [
+        *geometry,
+        v2.RandomCrop(size, padding=size // 8),
+        v2.RandomHorizontalFlip(),
+        v2.ColorJitter(*_SIMCLR_JITTER[:3]),
+    ],
+    "wide": lambda geometry, size: _crop(size, (0.16, 1.0)),
+    "tilt": lambda geometry, size: [
+        *geometry,
+        v2.RandomAffine(10, (0.1, 0.1), (0.9, 1.1), interpolation=InterpolationMode.BILINEAR),
     ],
 }
 AUGMENTATIONS: tuple[str, ...] = tuple(_STEPS)
@@ -52,8 +87,12 @@ def augmentation(name: str, geometry: Sequence[Any], size: int) -> list[Any]:
         name: ``"none"``; ``"flip"`` (horizontal); ``"affine"`` (turns of 25 and shears of 15 degrees, flip);
             ``"crop"`` (random resized crop of 8 % to all of the area, flip); ``"trivial"`` (TrivialAugment, flip);
             ``"shift"`` (padded by an eighth and cropped back, flip: CIFAR's usual one); ``"simclr"`` (crop of 20 % to
-            all, flip, colour jitter of 0.4, 0.4, 0.4, 0.1 with probability 0.8, grey with 0.2); ``"strong"`` (crop of
-            20 % to all, flip, grey with 0.2, colour jitter of 0.4 in all four).
+            all, flip, colour jitter of 0.4, 0.4, 0.4, 0.1 with probability 0.8, grey with 0.2);
+            ``"contrast"`` (the same with crops of 8 % to all); ``"strong"`` (crop of 20 % to all, flip, grey with 0.2,
+            colour jitter of 0.4 in all four); ``"window"`` (shorter side to 8/7 of
+            the size, random crop, flip: ProtoGCD's); ``"tilt"`` (turns of 10 degrees, shifts and scales of 10 %, no
+            flip: for characters); ``"jitter"`` (as ``"shift"``, then brightness, contrast and saturation of
+            0.4: OPL's); ``"wide"`` (random resized crop of 16 % to all, flip: metric learning's).
         geometry: steps of a test image.
         size: height and width of the result, in pixels.
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["FOLDS", "ImageBatch", "ImageDataset", "ImageTable", "Readable", "split_rows"]
+__all__ = ["FOLDS", "ImageBatch", "ImageDataset", "ImageTable", "Readable", "evenly_spaced", "split_rows"]
 
 FOLDS: tuple[str, ...] = ("train", "val", "test")
 
@@ -31,6 +31,13 @@ class ImageBatch(NamedTuple):
     target: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a batch
     trusted: Tensor
+
+    def stacked(self) -> ImageBatch:
+        """Views as images of their own, ``[V N, channels, S, S]``: the first of all images, the second, and so on."""
+        if self.image.ndim == 4:
+            return self
+        views = self.image.shape[1]
+        return ImageBatch(self.image.transpose(0, 1).flatten(0, 1), *(part.repeat(views) for part in self[1:]))
 
 
 class ImageTable(NamedTuple):
@@ -160,3 +167,22 @@ def split_rows(
     del classes
     place = np.arange(len(grouped)) - np.repeat(start, count)
     return np.sort(grouped[place < np.repeat((fraction * count + 1e-9).astype(int), count)])
+
+
+def evenly_spaced(rows: Int[np.ndarray, " N"], limit: int | None) -> Int[np.ndarray, " n"]:
+    """At most so many of the rows, from the first to the last; all where there is no limit.
+
+    Raises:
+        ValueError: a limit below 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from proto_vision.data.dataset import evenly_spaced
+        >>> evenly_spaced(np.arange(9), 3).tolist()
+        [0, 4, 8]
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: found {limit}, needed at least 1")
+    if limit is None or len(rows) <= limit:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, limit).round().astype(np.int64)]

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from PIL import Image
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from proto_vision.data.dataset import ImageTable, split_rows
+from proto_vision.data.images import read_image
 from proto_vision.data.module import ImageDataModule
 
 __all__ = ["CUB200", "PartTable", "StanfordCars", "StanfordDogs"]
@@ -83,7 +85,8 @@ class CUB200(_FineGrained):
     """Caltech-UCSD Birds 200-2011: 200 species, boxes, 15 annotated parts.
 
     Reads ``images.txt``, ``image_class_labels.txt``, ``classes.txt``, ``train_test_split.txt``, ``bounding_boxes.txt``
-    and, for :meth:`parts`, ``parts/parts.txt`` and ``parts/part_locs.txt``; images lie in ``images``.
+    and, for :meth:`parts`, ``parts/parts.txt`` and ``parts/part_locs.txt``; images lie in ``images``. Silhouettes, a
+    download of their own, are looked for in ``segmentations`` inside of the folder or beside it.
 
     Args:
         root: folder ``CUB_200_2011``.
@@ -95,6 +98,8 @@ class CUB200(_FineGrained):
     Raises:
         ValueError: a missing file, rows that do not fit; names file and line.
     """
+
+    _boxes: np.ndarray | None = None
 
     def read_table(self) -> ImageTable:
         """Images, species, the official split and boxes."""
@@ -155,6 +160,34 @@ class CUB200(_FineGrained):
         locations[rows, part] = np.trunc(found[:, 2:4])
         visible[rows, part] = found[:, 4] != 0
         return PartTable(locations, visible, names)
+
+    def mask_kind(self) -> Literal["silhouette", "box"] | None:
+        """What :meth:`mask` can show: silhouettes where they lie on disk, boxes of whole images, or nothing."""
+        if self._silhouettes() is not None:
+            return "silhouette"
+        return "box" if not self.crop and (self.root / "bounding_boxes.txt").is_file() else None
+
+    def mask(self, row: int) -> Image.Image:
+        """Where the bird is, white on black, cut as the reader cuts the image.
+
+        Raises:
+            ValueError: neither silhouettes nor boxes of whole images; a file that cannot be read.
+        """
+        folder, name = self._silhouettes(), self.record_ids[row]
+        if folder is not None:
+            path = (folder / name.removeprefix("images/")).with_suffix(".png")
+            return read_image(path, None if self.table.boxes is None else self.table.boxes[row].tolist()).convert("L")
+        if self.mask_kind() is None:
+            raise ValueError(f"root: {str(self.root)!r} lacks 'segmentations', needed for masks of cropped images")
+        if self._boxes is None:
+            self._boxes = self.boxes()
+        mask = Image.new("L", read_image(self.root / name).size)
+        mask.paste(255, tuple(self._boxes[row].tolist()))
+        return mask
+
+    def _silhouettes(self) -> Path | None:
+        places = (self.root / "segmentations", self.root.parent / "segmentations")
+        return next((place for place in places if place.is_dir()), None)
 
 
 def _matrix(path: Path, key: str) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,11 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".t
 """Endings of the files that count as images, in lower case."""
 
 
-def read_image(path: str | os.PathLike[str], box: Sequence[float] | None = None) -> Image.Image:
+def read_image(path: str | os.PathLike[str] | BytesIO, box: Sequence[float] | None = None) -> Image.Image:
     """An image file as 8-bit RGB.
 
     Args:
-        path: the file.
+        path: the file, or its bytes.
         box: ``(x1, y1, x2, y2)`` in pixels, to be cut out; parts outside the image are left out.
 
     Raises:

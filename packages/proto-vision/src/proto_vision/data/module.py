@@ -10,7 +10,7 @@ import csv
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -25,9 +25,11 @@ from torchvision.transforms import InterpolationMode, v2
 
 from proto_core.files import atomic_write
 from proto_vision.data.augmentation import AUGMENTATIONS, Augmentation, augmentation
+from proto_vision.data.batches import Sampling, WholeBatches
 from proto_vision.data.dataset import FOLDS, ImageBatch, ImageDataset, ImageTable, Readable
 from proto_vision.data.images import ArrayReader, FileReader, read_image
 from proto_vision.data.protocols import Protocol
+from proto_vision.data.sampling import WeightedDraws
 
 __all__ = ["ImageDataModule"]
 
@@ -47,9 +49,11 @@ class ImageDataModule(LightningDataModule, ABC):
         views: further views of each training image, by the names of their augmentations; training batches then hold
             ``[N, 1 + views, channels, S, S]``.
         protocol: what an experiment changes about classes, labels and folds, see :mod:`proto_vision.data.protocols`.
+        sampling: which images come together in a batch, see :mod:`proto_vision.data.batches`; by default chance.
         mean: per channel; by default ImageNet's for RGB, 0.5 for grey.
         std: per channel; by default ImageNet's for RGB, 0.5 for grey.
         batch_size: images in a batch.
+        drop_last: leave out the last training batch where it is smaller than the others.
         num_workers: processes of each data loader.
         predict_fold: which images ``predict`` goes through, ``"test"`` or ``"all"``.
         skip_corrupt: read every image once before work starts and leave out those that cannot be read; their names
@@ -64,6 +68,9 @@ class ImageDataModule(LightningDataModule, ABC):
         ValueError: an argument out of range, a root that is not a folder, a class without a training image.
     """
 
+    unseen_classes: ClassVar[bool] = False
+    """Whether the source's own folds hold classes without training images; these come last in its table."""
+
     def __init__(
         self,
         root: str | Path,
@@ -74,9 +81,11 @@ class ImageDataModule(LightningDataModule, ABC):
         augment: Augmentation = "none",
         views: Sequence[Augmentation] = (),
         protocol: Protocol | None = None,
+        sampling: Sampling | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         batch_size: int = 64,
+        drop_last: bool = False,
         num_workers: int = 0,
         predict_fold: Literal["test", "all"] = "test",
         skip_corrupt: bool = False,
@@ -96,6 +105,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.root = Path(root).expanduser()
         self.image_size, self.in_channels = image_size, in_channels
         self.resize, self.augment, self.views, self.protocol = resize, augment, tuple(views), protocol
+        self.sampling = sampling
         default = IMAGENET if in_channels == 3 else ((0.5,), (0.5,))
         self.mean, self.std = tuple(mean or default[0]), tuple(std or default[1])
         for argument, numbers in (("mean", self.mean), ("std", self.std)):
@@ -104,6 +114,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if min(self.std) <= 0:
             raise ValueError(f"std: found {self.std}, needed values above 0")
         self.batch_size, self.num_workers, self.predict_fold = batch_size, num_workers, predict_fold
+        self.drop_last = drop_last
         self.skip_corrupt, self.skipped_file = skip_corrupt, skipped_file
         self._table: ImageTable | None = None
         self._prepared: Tensor | None = None
@@ -128,7 +139,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if self._table is None:
             table = self.read_table()
             empty = [table.class_names[c] for c in np.flatnonzero(~_trained(table))]
-            if empty:
+            if empty and not self.unseen_classes:
                 raise ValueError(f"{self.root}: no training image of {len(empty)} classes, such as {empty[:5]}")
             self._table = table if self.protocol is None else self.protocol(table)
         return self._table
@@ -182,6 +193,10 @@ class ImageDataModule(LightningDataModule, ABC):
         grey = [v2.Grayscale(1)] if self.in_channels == 1 else []
         return [*grey, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
 
+    def geometry(self) -> Callable[[Image.Image], Image.Image]:
+        """Image of any mode -> the same in the size of the model's input, cut as in testing."""
+        return v2.Compose(self._geometry())
+
     def eval_transform(self) -> Callable[[Image.Image], Tensor]:
         """RGB image -> ``[channels, S, S]`` as in testing."""
         return v2.Compose([*self._geometry(), *self._numbers()])
@@ -202,7 +217,7 @@ class ImageDataModule(LightningDataModule, ABC):
         Raises:
             ValueError: an id that it does not have, or a file that cannot be read.
         """
-        return v2.Compose(self._geometry())(self._raw(record))
+        return self.geometry()(self._raw(record))
 
     def model_input(self, record: str | Path) -> Float[Tensor, "channels S S"]:
         """An image as the model sees it in testing; arguments as in :meth:`view`."""
@@ -250,8 +265,9 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         if self.skip_corrupt:
             self._leave_out()
-        if stage in (None, "fit"):
-            self.rows("train")
+        if stage in (None, "fit") and len(self.rows("train")) < self.batch_size and self.drop_last:
+            count = len(self.rows("train"))
+            raise ValueError(f"batch_size: found {self.batch_size} for {count} training images, none left by drop_last")
         for fold in {"validate": ("val",), "test": ("test",)}.get(stage or "", ()):
             self.rows(fold)
 
@@ -312,30 +328,56 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def projection_dataset(self) -> ImageDataset:
         """The training images, un-augmented, in the order of the table: what prototypes are projected onto."""
-        return self._dataset(self.rows("train"))
+        return self.plain_set(self.rows("train"))
 
-    def _loader(self, dataset: ImageDataset, *, shuffle: bool = False) -> DataLoader[ImageBatch]:
+    def plain_set(self, rows: Int[np.ndarray, " n"]) -> ImageDataset:
+        """Any rows of the table, un-augmented, in the order given."""
+        return self._dataset(rows)
+
+    def _loader(
+        self, dataset: ImageDataset, *, shuffle: bool = False, sampler: WeightedDraws | None = None
+    ) -> DataLoader[ImageBatch]:
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
-            shuffle=shuffle,
+            shuffle=shuffle and sampler is None,
+            sampler=sampler,
+            drop_last=shuffle and self.drop_last,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=ImageDataset.collate,
         )
 
+    def _sampled(self, fold: str, dataset: ImageDataset) -> DataLoader[ImageBatch]:
+        """Batches as the sampling has them, otherwise by chance in training and in order in testing."""
+        rows = torch.from_numpy(dataset.rows)
+        chances = None if self.sampling is None else self.sampling.chances(fold, dataset.trusted[rows])
+        if chances is not None:
+            return self._loader(dataset, shuffle=fold == "train", sampler=WeightedDraws(chances))
+        batches = None if self.sampling is None else self.sampling(fold, self.targets[rows])
+        if self.sampling is None or batches is None:
+            return self._loader(dataset, shuffle=fold == "train")
+        return DataLoader(
+            WholeBatches(dataset, self.sampling.arrange),
+            batch_size=None,
+            sampler=batches,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
     def train_dataloader(self) -> DataLoader[ImageBatch]:
-        """Training images in random order."""
-        return self._loader(self.train_set, shuffle=True)
+        """Training images in random order, or as the sampling has them."""
+        return self._sampled("train", self.train_set)
 
     def val_dataloader(self) -> Any:
         """Validation images in the order of the table; none where there is no validation fold."""
-        return self._loader(self.val_set) if (self.table.fold == "val").any() else []
+        return self._sampled("val", self.val_set) if (self.table.fold == "val").any() else []
 
-    def test_dataloader(self) -> DataLoader[ImageBatch]:
+    def test_dataloader(self) -> Any:
         """Test images in the order of the table."""
-        return self._loader(self.test_set)
+        return self._sampled("test", self.test_set)
 
     def predict_dataloader(self) -> DataLoader[ImageBatch]:
         """Images of ``predict_fold`` in the order of the table."""
