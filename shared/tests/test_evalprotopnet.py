@@ -13,6 +13,8 @@ from proto_core.metrics import (
     PartPrototypeScores,
     assign_parts,
     consistency_score,
+    map_peaks,
+    parts_near,
     perturb_images,
     rescale_part_locations,
     stability_score,
@@ -146,6 +148,22 @@ def test_many_maps_go_in_parts_and_half_precision_in_float32(monkeypatch):
     assert torch.equal(assign_parts(clean, locations, visible, img_size=32, half_size=5), whole)
 
 
+def test_shares_of_each_prototype_are_what_the_scores_count():
+    clean, noisy, visible, targets = images(1)
+    scores = PartPrototypeScores(5, 3, 5, threshold=0.7)  # no image of class 4
+    scores.update(clean, visible, targets, noisy)
+    shares, kept = scores.shares(), scores.kept()
+    rows = targets == 2
+    expected = (clean[rows, 1, 3].sum() / visible[rows, 3].sum()).double()
+    torch.testing.assert_close(shares[2, 1, 3], expected, rtol=1e-6, atol=0)
+    assert kept[2, 1].item() == pytest.approx((clean[rows, 1] == noisy[rows, 1]).all(1).double().mean().item())
+    assert not shares[4].any()
+    assert not kept[4].any()
+    found = scores.compute()
+    assert found["consistency"] == pytest.approx(100 * (shares[:4] >= 0.7).any(2).double().mean().item())
+    assert found["stability"] == pytest.approx(100 * kept[:4].mean().item())
+
+
 def test_perturbation_is_clipped_noise():
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     noise = perturb_images(x, generator=torch.Generator().manual_seed(1)) - x
@@ -175,6 +193,12 @@ ONES = torch.ones(2, 1, 3)
         (
             lambda: assign_parts(torch.ones(2, 1, 3, 3), torch.ones(2, 3, 2).long(), torch.ones(2, 3), half_size=-1),
             "half_size: found -1",
+        ),
+        (lambda: map_peaks(torch.ones(2, 3, 3), 8), "maps: found shape"),
+        (lambda: map_peaks(torch.ones(2, 0, 3, 3), 8), "maps: found shape"),
+        (
+            lambda: parts_near(torch.ones(2, 1, 2).long(), torch.ones(2, 3, 2).long(), torch.ones(2, 4)),
+            "peaks, part_locs, part_visible: found shapes",
         ),
         (lambda: consistency_score(ONES, torch.ones(2, 2), torch.tensor([0, 1]), 2), "found shapes"),
         (lambda: consistency_score(ONES, torch.ones(2, 3), torch.tensor([0, 2]), 2), "targets: found values"),

@@ -29,6 +29,43 @@ def _explain(parser: Any) -> None:
     parser.add_argument("--top", type=int, default=3, help="prototypes shown for and against each class")
 
 
+def _explain_prototypes(parser: Any) -> None:
+    parser.add_argument("images", nargs="*", default=[], help="image files, or ids of the data set, to show in detail")
+    parser.add_argument("--ckpt_path", default=None, help="checkpoint of any network of part prototypes")
+    parser.add_argument("--config", default=None, help="such as explaining_prototypes/paper.yaml; --ckpt_path goes first")
+    parser.add_argument(
+        "--characteristics",
+        nargs="+",
+        default=None,
+        help="some of contrast, saturation, hue, shape, texture, brightness; by default all that can be had here",
+    )
+    parser.add_argument("--out", default="prototype-properties", help="folder of the report and the tables")
+    parser.add_argument("--data.root", dest="root", default=None, help="where the training data is now, if it moved")
+    parser.add_argument("--test", type=bool, default=True, help="also score test images, to see whether they agree")
+    parser.add_argument("--limit", type=int, default=None, help="look at so many images of a fold at most")
+    parser.add_argument("--batch_size", type=int, default=None, help="images at once, each in all its versions")
+    parser.add_argument("--top", type=int, default=3, help="prototypes shown for each image")
+    parser.add_argument("--shown", type=int, default=60, help="prototypes that get a picture in the report")
+
+
+def _evaluate_prototypes(parser: Any) -> None:
+    parser.add_argument("--ckpt_path", required=True, help="checkpoint of any network of part prototypes")
+    parser.add_argument("--out", default="prototype-quality", help="folder of the report and the tables")
+    parser.add_argument("--data.root", dest="root", default=None, help="where the data is now, if it moved")
+    parser.add_argument("--fold", default="test", choices=["train", "val", "test"], help="images that are looked at")
+    parser.add_argument("--limit", type=int, default=None, help="look at so many images at most")
+    parser.add_argument("--batch_size", type=int, default=None)
+    parser.add_argument("--threshold", type=float, default=0.8, help="share of images that makes a part consistent")
+    parser.add_argument(
+        "--half_size", type=int, default=None, help="half the box around a best place in pixels; default 36 per 224"
+    )
+    parser.add_argument("--std", type=float, default=0.2, help="of the noise on normalised images")
+    parser.add_argument("--eps", type=float, default=0.25, help="bound of the noise")
+    parser.add_argument("--steps", type=int, default=28, help="of deletion, most of the work; 0 leaves it out")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise")
+    parser.add_argument("--shown", type=int, default=24, help="prototypes that get a picture in the report")
+
+
 def _export(parser: Any) -> None:
     parser.add_argument("--ckpt_path", required=True, help="checkpoint written by fit or demo")
     parser.add_argument("--format", default="safetensors", choices=["safetensors", "onnx"])
@@ -55,3 +92,13 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+        "explain-prototypes": Command(
+            "which visible property matters to each prototype",
+            "proto_vision_app.explain_prototypes:run",
+            _explain_prototypes,
+        ),
+        "evaluate-prototypes": Command(
+            "are prototypes consistent, stable, on the object; what does deletion cost",
+            "proto_vision_app.evaluate_prototypes:run",
+            _evaluate_prototypes,
+        ),

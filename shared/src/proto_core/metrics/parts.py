@@ -23,6 +23,8 @@ __all__ = [
     "PartPrototypeScores",
     "assign_parts",
     "consistency_score",
+    "map_peaks",
+    "parts_near",
     "perturb_images",
     "rescale_part_locations",
     "stability_score",
@@ -92,15 +94,39 @@ def assign_parts(
         >>> assign_parts(maps, parts, torch.ones(1, 2), img_size=56, half_size=10)
         tensor([[[ True, False]]])
     """
-    check_positive(img_size=img_size)
-    if half_size < 0:
-        raise ValueError(f"half_size: found {half_size}, needed at least 0")
     fits = maps.ndim == 4 and part_locs.ndim == 3 and part_locs.shape[2] == 2 and 0 not in maps.shape[1:]
     if not fits or len(maps) != len(part_locs) or part_visible.shape != part_locs.shape[:2]:
         shapes = f"{tuple(maps.shape)}, {tuple(part_locs.shape)} and {tuple(part_visible.shape)}"
         raise ValueError(
             f"maps, part_locs, part_visible: found shapes {shapes}, needed [N, K, h, w], [N, M, 2], [N, M]"
         )
+    peaks = map_peaks(maps, img_size)
+    return parts_near(peaks, part_locs, part_visible, img_size=img_size, half_size=half_size)
+
+
+def map_peaks(maps: Float[Tensor, "N K h w"], img_size: int) -> Int[Tensor, "N K 2"]:
+    """Where each map is highest, as ``(x, y)`` in pixels of the image: the first maximum row by row.
+
+    Maps are brought to the size of the image by bicubic interpolation (a = -0.75, half-pixel centres).
+
+    Args:
+        maps: similarity maps.
+        img_size: width and height of the image.
+
+    Raises:
+        ValueError: maps that are not ``[N, K, h, w]`` with a place, a size below 1.
+
+    Example:
+        >>> import torch
+        >>> from proto_core.metrics import map_peaks
+        >>> maps = torch.zeros(1, 1, 4, 4)
+        >>> maps[0, 0, 0, 3] = 1.0
+        >>> map_peaks(maps, 4)
+        tensor([[[3, 0]]])
+    """
+    check_positive(img_size=img_size)
+    if maps.ndim != 4 or 0 in maps.shape[1:]:
+        raise ValueError(f"maps: found shape {tuple(maps.shape)}, needed [N, K, h, w]")
     at_once = max(1, CACHED.get(maps.device.type, CACHED["cuda"]) * 8 // (maps.shape[1] * img_size**2))
     peaks = [
         F.interpolate(full_precision(part), (img_size, img_size), mode="bicubic", align_corners=False)
@@ -109,9 +135,45 @@ def assign_parts(
         for part in maps.split(at_once)
     ]
     peak = torch.cat(peaks) if peaks else maps.new_zeros(maps.shape[:2], dtype=torch.long)
-    centre = torch.stack([peak % img_size, peak // img_size], dim=-1)  # x, y
-    low = (centre - half_size).clamp_min(0).unsqueeze(2)
-    high = (centre + half_size).clamp_max(img_size).unsqueeze(2)
+    return torch.stack([peak % img_size, peak // img_size], dim=-1)
+
+
+def parts_near(
+    peaks: Int[Tensor, "N K 2"],
+    part_locs: Int[Tensor, "N M 2"],
+    part_visible: Shaped[Tensor, "N M"],
+    *,
+    img_size: int = 224,
+    half_size: int = 36,
+) -> Bool[Tensor, "N K M"]:
+    """Which visible parts lie in the box around each peak, borders included; see :func:`assign_parts`.
+
+    Args:
+        peaks: ``(x, y)`` of :func:`map_peaks`.
+        part_locs: ``(x, y)`` of :func:`rescale_part_locations`.
+        part_visible: which parts the image shows.
+        img_size: width and height of the image.
+        half_size: half the side of the box, in pixels.
+
+    Raises:
+        ValueError: shapes that do not fit, a size below 1, a negative half size.
+
+    Example:
+        >>> import torch
+        >>> from proto_core.metrics import parts_near
+        >>> parts_near(torch.tensor([[[5, 5]]]), torch.tensor([[[9, 1], [5, 10]]]), torch.ones(1, 2), half_size=4)
+        tensor([[[ True, False]]])
+    """
+    check_positive(img_size=img_size)
+    if half_size < 0:
+        raise ValueError(f"half_size: found {half_size}, needed at least 0")
+    shapes = [tuple(x.shape) for x in (peaks, part_locs, part_visible)]
+    fits = peaks.ndim == part_locs.ndim == 3 and peaks.shape[2] == part_locs.shape[2] == 2
+    if not fits or len(peaks) != len(part_locs) or part_visible.shape != part_locs.shape[:2]:
+        found = ", ".join(map(str, shapes))
+        raise ValueError(f"peaks, part_locs, part_visible: found shapes {found}, needed [N, K, 2], [N, M, 2], [N, M]")
+    low = (peaks - half_size).clamp_min(0).unsqueeze(2)
+    high = (peaks + half_size).clamp_max(img_size).unsqueeze(2)
     places = part_locs.unsqueeze(1)
     return ((places >= low) & (places <= high)).all(dim=-1) & (part_visible != 0).unsqueeze(1)
 
@@ -298,14 +360,19 @@ class PartPrototypeScores(Metric):
 
     def compute(self) -> dict[str, float]:
         """``consistency`` and, where perturbed images came too, ``stability``; both in percent."""
-        known = self.images > 0
+        known, compared = self.images > 0, self.compared > 0
         if not bool(known.any()):
             raise ValueError("PartPrototypeScores: found no image, needed one at least")
-        share = self.met.double() / self.shown.clamp_min(1).unsqueeze(1)
-        consistent = (share >= self.threshold).any(dim=2)[known]
+        consistent = (self.shares() >= self.threshold).any(dim=2)[known]
         scores = {"consistency": 100 * consistent.double().mean().item()}
-        compared = self.compared > 0
         if bool(compared.any()):
-            kept = self.stable[compared].double() / self.compared[compared].unsqueeze(1)
-            scores["stability"] = 100 * kept.mean().item()
+            scores["stability"] = 100 * self.kept()[compared].mean().item()
         return scores
+
+    def shares(self) -> Float[Tensor, "C K M"]:
+        """In which share of the images that show a part each prototype meets it; 0 where none shows it."""
+        return self.met.double() / self.shown.clamp_min(1).unsqueeze(1)
+
+    def kept(self) -> Float[Tensor, "C K"]:
+        """In which share of the images each prototype meets the same parts under perturbation; 0 without an image."""
+        return self.stable.double() / self.compared.clamp_min(1).unsqueeze(1)
