@@ -13,7 +13,7 @@ from proto_core.cli.training import data_from_checkpoint
 from proto_core.files import atomic_write, writable_folder
 from proto_core.training import load_system
 from proto_vision.data.module import ImageDataModule
-from proto_vision.explanation import ExplainsParts
+from proto_vision.explanation import ExplainsImages, ExplainsParts
 from proto_vision.report import ImageSample, image_report
 
 __all__ = ["explain_images", "run"]
@@ -24,19 +24,15 @@ def run(arguments: Any) -> int:
     out = Path(arguments.out)
     writable_folder(out.parent, "--out")
     network = load_system(arguments.ckpt_path, "proto-vision")
-    if not isinstance(network, ExplainsParts):
-        raise ValueError(
-            f"checkpoint {arguments.ckpt_path!r}: system {network.system!r} has no part prototypes to show"
-        )
+    if not isinstance(network, ExplainsParts | ExplainsImages):
+        raise ValueError(f"checkpoint {arguments.ckpt_path!r}: system {network.system!r} has no prototypes to show")
     data = data_from_checkpoint(arguments.ckpt_path, {"root": arguments.root})
-    html = explain_images(
-        network,
-        data,
-        arguments.images,
-        labels=arguments.labels,
-        top=arguments.top,
-        source=Path(arguments.ckpt_path).name,
-    )
+    options: dict[str, Any] = {"labels": arguments.labels, "top": arguments.top}
+    options["source"] = Path(arguments.ckpt_path).name
+    if isinstance(network, ExplainsParts):
+        html = explain_images(network, data, arguments.images, **options)
+    else:
+        html = network.explain_images(data, arguments.images, **options)
     with atomic_write(out) as file:
         file.write(html)
     sys.stdout.write(f"report: {out}\n")
