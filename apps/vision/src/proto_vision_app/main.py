@@ -72,6 +72,29 @@ def _export(parser: Any) -> None:
     parser.add_argument("--out", default=None, help="folder (safetensors) or file (onnx); default: by the checkpoint")
 
 
+def _verify(parser: Any) -> None:
+    parser.add_argument("--ckpt_path", required=True, help="checkpoint of a system that embeds images, such as unpg")
+    parser.add_argument(
+        "--pairs",
+        default=None,
+        help="lines 'path1 path2 label' (1: one identity, 0: two), or packed pairs such as lfw.bin; without, all pairs "
+        "of --faces, or of the test fold of the checkpoint's data",
+    )
+    parser.add_argument("--faces", default=None, help="one folder per identity; with --pairs, where its paths start")
+    parser.add_argument(
+        "--templates", default=None, help="lines 'image template media' (IJB); --pairs then names templates"
+    )
+    parser.add_argument("--data.root", dest="root", default=None, help="where the checkpoint's data is now")
+    parser.add_argument("--far", type=float, nargs="+", default=[1e-4, 1e-3, 1e-2], help="false accept rates")
+    parser.add_argument(
+        "--mode", default="upper", choices=["upper", "nearest"], help="never above the rate, or nearest to it (paper)"
+    )
+    parser.add_argument("--out", default="verification.csv", help="the figures")
+    parser.add_argument("--plot", default=None, help="ROC and DET curves, .png or .svg")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--num_workers", type=int, default=0)
+
+
 APP = App(
     name="proto-vision",
     package="proto-vision",
@@ -81,6 +104,7 @@ APP = App(
         "demo": Command("train, test and explain a small network on digits", "proto_vision_app.demo:run", _demo),
         "explain": Command("report of some images: this looks like that", "proto_vision_app.explain:run", _explain),
         "export": Command("weights as safetensors + config.json, or ONNX", "proto_vision_app.export:run", _export),
+        "verify": Command("do two images show one identity: TAR@FAR, EER", "proto_vision_app.verify:run", _verify),
     },
 )
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from proto_vision.data.folder import ImageFolder
     from proto_vision.evalprotopnet import EvalProtoPNet, EvalProtoPNetModule
     from proto_vision.st_protopnet import STProtoPNet, STProtoPNetModule
+    from proto_vision.unpg import UNPGModule
 
 __all__ = [
     "CIFAR",
@@ -25,6 +26,7 @@ __all__ = [
     "STProtoPNetModule",
     "StanfordCars",
     "StanfordDogs",
+    "UNPGModule",
 ]
 
 _HOMES = {
@@ -38,6 +40,7 @@ _HOMES = {
     "STProtoPNetModule": "proto_vision.st_protopnet",
     "StanfordCars": "proto_vision.data.finegrained",
     "StanfordDogs": "proto_vision.data.finegrained",
+    "UNPGModule": "proto_vision.unpg",
 }
 
 
