@@ -95,6 +95,32 @@ def _verify(parser: Any) -> None:
     parser.add_argument("--num_workers", type=int, default=0)
 
 
+def _linear_eval(parser: Any) -> None:
+    parser.add_argument("--features", default=None, help=".npz or .csv of features and labels, see the README")
+    parser.add_argument("--ckpt_path", default=None, help="or: a checkpoint, whose features are frozen")
+    parser.add_argument("--backbone", default=None, help="or: a backbone by name; 'pixels' for the image itself")
+    parser.add_argument("--pretrained", type=bool, default=False, help="the backbone's weights (a download)")
+    parser.add_argument(
+        "--data",
+        type=dict[str, Any],
+        default=None,
+        help="images: --data.class_path (default proto_vision.ImageFolder, or what the checkpoint was trained on), "
+        "--data.root and any other argument of that class, such as --data.image_size",
+    )
+    parser.add_argument("--test_fraction", type=float, default=0.3, help="share that tests, for files without folds")
+    parser.add_argument("--config", default=None, help="such as disc_vs_gen/paper.yaml; the options below go first")
+    parser.add_argument("--samples_per_class", type=int, nargs="+", default=None, help="default: 1 2 5 10 20 ... all")
+    parser.add_argument("--repeats", type=int, default=None, help="random subsets of each size (5)")
+    parser.add_argument("--seed", type=int, default=None, help="of the subsets, of a split, of random weights (0)")
+    parser.add_argument("--eps", type=float, default=None, help="added to naive Bayes' variances (1e-9)")
+    parser.add_argument("--C", type=float, default=None, help="inverse penalty of logistic regression (1)")
+    parser.add_argument("--max_iter", type=int, default=None, help="of logistic regression's solver (1000)")
+    parser.add_argument("--scaling", default=None, choices=["none", "minmax"], help="of features, by each subset (none)")
+    parser.add_argument("--out", default="linear_eval.csv", help="accuracy of each head, size and repeat")
+    parser.add_argument("--plot", default=None, help="the learning curves, .png or .svg")
+    parser.add_argument("--save_features", default=None, help=".npz that --features reads again")
+
+
 APP = App(
     name="proto-vision",
     package="proto-vision",
@@ -104,6 +130,11 @@ APP = App(
         "demo": Command("train, test and explain a small network on digits", "proto_vision_app.demo:run", _demo),
         "explain": Command("report of some images: this looks like that", "proto_vision_app.explain:run", _explain),
         "export": Command("weights as safetensors + config.json, or ONNX", "proto_vision_app.export:run", _export),
+        "linear-eval": Command(
+            "naive Bayes against logistic regression on frozen features: learning curves",
+            "proto_vision_app.linear_eval:run",
+            _linear_eval,
+        ),
         "verify": Command("do two images show one identity: TAR@FAR, EER", "proto_vision_app.verify:run", _verify),
     },
 )

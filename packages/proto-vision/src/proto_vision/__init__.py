@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from proto_vision.data.digits import Digits
     from proto_vision.data.finegrained import CUB200, StanfordCars, StanfordDogs
     from proto_vision.data.folder import ImageFolder
+    from proto_vision.disc_vs_gen import LinearEvaluation
     from proto_vision.evalprotopnet import EvalProtoPNet, EvalProtoPNetModule
     from proto_vision.st_protopnet import STProtoPNet, STProtoPNetModule
     from proto_vision.unpg import UNPGModule
@@ -22,6 +23,7 @@ __all__ = [
     "EvalProtoPNet",
     "EvalProtoPNetModule",
     "ImageFolder",
+    "LinearEvaluation",
     "STProtoPNet",
     "STProtoPNetModule",
     "StanfordCars",
@@ -36,6 +38,7 @@ _HOMES = {
     "EvalProtoPNet": "proto_vision.evalprotopnet",
     "EvalProtoPNetModule": "proto_vision.evalprotopnet",
     "ImageFolder": "proto_vision.data.folder",
+    "LinearEvaluation": "proto_vision.disc_vs_gen",
     "STProtoPNet": "proto_vision.st_protopnet",
     "STProtoPNetModule": "proto_vision.st_protopnet",
     "StanfordCars": "proto_vision.data.finegrained",
