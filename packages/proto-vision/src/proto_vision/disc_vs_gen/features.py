@@ -138,7 +138,7 @@ def image_set_features(
         >>> from proto_vision import Digits
         >>> from proto_vision.disc_vs_gen import image_set_features
         >>> image_set_features(nn.Flatten(), Digits(image_size=8)).x_test.shape
-        torch.Size([892, 64])
+        torch.Size([896, 64])
     """
     data.prepare_data()
     data.setup()
