@@ -32,7 +32,7 @@ def _explain(parser: Any) -> None:
 def _explain_prototypes(parser: Any) -> None:
     parser.add_argument("images", nargs="*", default=[], help="image files, or ids of the data set, to show in detail")
     parser.add_argument("--ckpt_path", default=None, help="checkpoint of any network of part prototypes")
-    parser.add_argument("--config", default=None, help="such as explaining_prototypes/paper.yaml; --ckpt_path goes first")
+    parser.add_argument("--config", default=None, help="such as explaining_prototypes/paper.yaml; --ckpt_path rules")
     parser.add_argument(
         "--characteristics",
         nargs="+",
@@ -70,6 +70,28 @@ def _export(parser: Any) -> None:
     parser.add_argument("--ckpt_path", required=True, help="checkpoint written by fit or demo")
     parser.add_argument("--format", default="safetensors", choices=["safetensors", "onnx"])
     parser.add_argument("--out", default=None, help="folder (safetensors) or file (onnx); default: by the checkpoint")
+
+
+def _ood(parser: Any) -> None:
+    parser.add_argument("images", nargs="+", help="folders, image files, or ids of the data set")
+    parser.add_argument("--ckpt_path", required=True, help="checkpoint of a classifier, or of a system with features")
+    parser.add_argument(
+        "--known",
+        default=None,
+        help="a folder of known images, or 'test': the test images of the trained classes; gives AUROC and FPR95",
+    )
+    parser.add_argument(
+        "--score",
+        default="mahalanobis",
+        choices=["mahalanobis", "knn", "probability", "energy"],
+        help="of features against those of the training images (mahalanobis, knn), or of logits",
+    )
+    parser.add_argument("--neighbours", type=int, default=50, help="which neighbour knn measures the distance to")
+    parser.add_argument("--out", default="ood.csv", help="the table, the least known image first")
+    parser.add_argument("--histogram", default=None, help="picture of the scores, .png")
+    parser.add_argument("--data.root", dest="root", default=None, help="where the training data is now, if it moved")
+    parser.add_argument("--batch_size", type=int, default=None, help="images at once, by default as in training")
+    parser.add_argument("--num_workers", type=int, default=None, help="processes that read images")
 
 
 def _verify(parser: Any) -> None:
@@ -115,7 +137,7 @@ def _linear_eval(parser: Any) -> None:
     parser.add_argument("--eps", type=float, default=None, help="added to naive Bayes' variances (1e-9)")
     parser.add_argument("--C", type=float, default=None, help="inverse penalty of logistic regression (1)")
     parser.add_argument("--max_iter", type=int, default=None, help="of logistic regression's solver (1000)")
-    parser.add_argument("--scaling", default=None, choices=["none", "minmax"], help="of features, by each subset (none)")
+    parser.add_argument("--scaling", default=None, choices=["none", "minmax"], help="of features, by subset (none)")
     parser.add_argument("--out", default="linear_eval.csv", help="accuracy of each head, size and repeat")
     parser.add_argument("--plot", default=None, help="the learning curves, .png or .svg")
     parser.add_argument("--save_features", default=None, help=".npz that --features reads again")
@@ -129,7 +151,18 @@ APP = App(
     commands={
         "demo": Command("train, test and explain a small network on digits", "proto_vision_app.demo:run", _demo),
         "explain": Command("report of some images: this looks like that", "proto_vision_app.explain:run", _explain),
+        "explain-prototypes": Command(
+            "which visible property matters to each prototype",
+            "proto_vision_app.explain_prototypes:run",
+            _explain_prototypes,
+        ),
+        "evaluate-prototypes": Command(
+            "are prototypes consistent, stable, on the object; what does deletion cost",
+            "proto_vision_app.evaluate_prototypes:run",
+            _evaluate_prototypes,
+        ),
         "export": Command("weights as safetensors + config.json, or ONNX", "proto_vision_app.export:run", _export),
+        "ood": Command("which images look unlike those that were trained", "proto_vision_app.ood:run", _ood),
         "linear-eval": Command(
             "naive Bayes against logistic regression on frozen features: learning curves",
             "proto_vision_app.linear_eval:run",
@@ -147,13 +180,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-        "explain-prototypes": Command(
-            "which visible property matters to each prototype",
-            "proto_vision_app.explain_prototypes:run",
-            _explain_prototypes,
-        ),
-        "evaluate-prototypes": Command(
-            "are prototypes consistent, stable, on the object; what does deletion cost",
-            "proto_vision_app.evaluate_prototypes:run",
-            _evaluate_prototypes,
-        ),

@@ -1,0 +1,84 @@
+"""``proto-vision ood`` from end to end: one small PALM on digits 0 to 5 scores digits that it knows and others."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from proto_core.cli import main
+from proto_core.metrics import auroc
+from proto_vision import Digits
+from proto_vision_app.main import APP
+from tests.cli_runs import QUIET, refused
+
+SMALL = [
+    *("--config", "palm/demo.yaml", "--data.image_size", "8", "--model.backbone", "conv2"),
+    *("--model.schedule.epochs", "2", "--model.schedule.warmup_epochs", "1"),
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a short training."""
+    folder = tmp_path_factory.mktemp("palm")
+    assert main(APP, ["fit", *SMALL, *QUIET, "--trainer.default_root_dir", str(folder)]) == 0
+    return folder / "checkpoints" / "final.ckpt"
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[list[str], list[str]]:
+    """Test digits of known classes and of others."""
+    data = Digits(image_size=8)
+    rows = data.rows("test")
+    known = data.targets[rows].numpy() < 6
+    names = [[data.record_ids[row] for row in part] for part in (rows[known], rows[~known])]
+    return names[0][:60], names[1][:40]
+
+
+def scores(path: Path) -> dict[str, list[tuple[str, float]]]:
+    """What the table says of each set."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["score"]) for row in rows] == sorted(float(row["score"]) for row in rows)
+    found: dict[str, list[tuple[str, float]]] = {"asked": [], "known": []}
+    for row in rows:
+        found[row["set"]].append((row["image"], float(row["score"])))
+    return found
+
+
+@pytest.mark.parametrize("score", ["mahalanobis", "energy"])
+def test_known_and_unknown_images_are_compared(
+    trained: Path, digits: tuple[list[str], list[str]], score: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, picture = tmp_path / "ood.csv", tmp_path / "scores.png"
+    options = ["--ckpt_path", str(trained), "--score", score, "--known", "test"]
+    assert main(APP, ["ood", *digits[1], *options, "--out", str(out), "--histogram", str(picture)]) == 0
+    found = scores(out)
+    assert {name for name, _ in found["asked"]} == set(digits[1])
+    inside, outside = ([value for _, value in found[kind]] for kind in ("known", "asked"))
+    assert (
+        f"AUROC: {auroc(inside, outside):.4f} ({len(inside)} known images, 40 in question)" in capsys.readouterr().out
+    )
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_known_images_there_is_a_ranked_table(
+    trained: Path, digits: tuple[list[str], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "ood.csv"
+    asked = [*digits[0][:5], *digits[1][:5]]
+    assert main(APP, ["ood", *asked, "--ckpt_path", str(trained), "--score", "knn", "--out", str(out)]) == 0
+    assert len(scores(out)["asked"]) == 10
+    assert "10 images scored" in capsys.readouterr().out
+
+
+@pytest.mark.bad_input
+def test_a_name_of_nothing_is_one_short_message(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["ood", "no-such-image", "--ckpt_path", str(trained), "--out", str(tmp_path / "o.csv")]
+    with pytest.raises(SystemExit):
+        main(APP, call)
+    refused(capsys, "no-such-image")
