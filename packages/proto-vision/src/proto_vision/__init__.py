@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from proto_vision.amcl import AMCL
     from proto_vision.case_based import CaseBasedModule, PrototypeAutoencoder
-    from proto_vision.cpc import CPCModule
     from proto_vision.data.cifar import CIFAR
     from proto_vision.data.digits import Digits
     from proto_vision.data.finegrained import CUB200, StanfordCars, StanfordDogs
@@ -19,11 +18,9 @@ if TYPE_CHECKING:
     from proto_vision.data.lists import ImageList
     from proto_vision.data.mini_imagenet import MiniImageNet
     from proto_vision.data.omniglot import Omniglot
-    from proto_vision.data.web import WebFolder
     from proto_vision.disc_vs_gen import LinearEvaluation
     from proto_vision.evalprotopnet import EvalProtoPNet, EvalProtoPNetModule
     from proto_vision.few_shot import FewShotModule, PrototypicalNetwork
-    from proto_vision.fopro import FoPro, FoProModule
     from proto_vision.multi_similarity import MultiSimilarityModule
     from proto_vision.opl import OPLClassifier
     from proto_vision.palm import PALM
@@ -37,14 +34,11 @@ __all__ = [
     "CUB200",
     "MNIST",
     "PALM",
-    "CPCModule",
     "CaseBasedModule",
     "Digits",
     "EvalProtoPNet",
     "EvalProtoPNetModule",
     "FewShotModule",
-    "FoPro",
-    "FoProModule",
     "Glyphs",
     "ImageFolder",
     "ImageList",
@@ -62,21 +56,17 @@ __all__ = [
     "StanfordCars",
     "StanfordDogs",
     "UNPGModule",
-    "WebFolder",
 ]
 
 _HOMES = {
     "AMCL": "proto_vision.amcl",
     "CIFAR": "proto_vision.data.cifar",
-    "CPCModule": "proto_vision.cpc",
     "CUB200": "proto_vision.data.finegrained",
     "CaseBasedModule": "proto_vision.case_based",
     "Digits": "proto_vision.data.digits",
     "EvalProtoPNet": "proto_vision.evalprotopnet",
     "EvalProtoPNetModule": "proto_vision.evalprotopnet",
     "FewShotModule": "proto_vision.few_shot",
-    "FoPro": "proto_vision.fopro",
-    "FoProModule": "proto_vision.fopro",
     "Glyphs": "proto_vision.data.glyphs",
     "ImageFolder": "proto_vision.data.folder",
     "ImageList": "proto_vision.data.lists",
@@ -96,7 +86,6 @@ _HOMES = {
     "StanfordCars": "proto_vision.data.finegrained",
     "StanfordDogs": "proto_vision.data.finegrained",
     "UNPGModule": "proto_vision.unpg",
-    "WebFolder": "proto_vision.data.web",
 }
 
 

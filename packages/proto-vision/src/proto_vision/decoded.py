@@ -233,7 +233,7 @@ class _Gallery:
 
     def _table(self, explanation: Explanation) -> Markup:
         nearest = sorted(explanation.evidence, key=lambda item: item.similarity)
-        rows = {
+        rows: dict[str, list[Any]] = {
             "": [self.small[item.prototype] for item in nearest],
             "prototype": [str(item.prototype) for item in nearest],
             "stands for": [escape(plain_text(item.classes[0])) for item in nearest],

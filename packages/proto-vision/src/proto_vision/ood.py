@@ -200,7 +200,7 @@ def draw_histogram(path: str | Path, known: np.ndarray | None, unknown: np.ndarr
     for scores, colour, label in sets:
         weights = np.full(len(scores), 1 / len(scores))
         inside = np.clip(scores, edges[0], edges[-1])
-        axes.hist(inside, edges, weights=weights, color=colour, alpha=0.55, label=f"{label} ({len(scores)})")
+        axes.hist(inside, edges.tolist(), weights=weights, color=colour, alpha=0.55, label=f"{label} ({len(scores)})")
     if threshold is not None:
         axes.axvline(threshold, color="#222222", linestyle="--", label="95 % of the known lie to the right")
     axes.set_xlabel("score (higher: better known)")

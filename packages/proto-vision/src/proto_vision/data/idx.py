@@ -108,7 +108,8 @@ class MNIST(ImageDataModule):
             raise ValueError(f"name: found {name!r}, needed one of {get_args(Name)}")
         if val_count < 0:
             raise ValueError(f"val_count: found {val_count}, needed 0 or more")
-        self.name, self.val_count, self.download = name, val_count, download
+        self.name: str = name
+        self.val_count, self.download = val_count, download
         self._pixels: np.ndarray | None = None
 
     def prepare_data(self) -> None:

@@ -130,8 +130,8 @@ def explanatory_epistemic_uncertainty(
         if class_probabilities is None:
             raise ValueError("class_probabilities: found none, needed [N, C] for reference 'class'")
         if class_probabilities.shape != mean_distances.shape:
-            found = tuple(class_probabilities.shape)
-            raise ValueError(f"class_probabilities: found shape {found}, needed {tuple(mean_distances.shape)}")
+            shape = tuple(class_probabilities.shape)
+            raise ValueError(f"class_probabilities: found shape {shape}, needed {tuple(mean_distances.shape)}")
         nearest = class_probabilities.argmax(1)
     else:
         nearest = mean_distances.argmin(1)
