@@ -15,6 +15,7 @@ from proto_core.metrics import (
     consistency_score,
     map_peaks,
     parts_near,
+    peaks,
     perturb_images,
     rescale_part_locations,
     stability_score,
@@ -144,7 +145,7 @@ def test_many_maps_go_in_parts_and_half_precision_in_float32(monkeypatch):
     clean = torch.rand(9, 2, 7, 7, generator=torch.Generator().manual_seed(3)).bfloat16()
     locations, visible = torch.randint(0, 32, (9, 4, 2)), torch.ones(9, 4)
     whole = assign_parts(clean.float(), locations, visible, img_size=32, half_size=5)
-    monkeypatch.setitem(__import__("proto_core.metrics.parts", fromlist=["CACHED"]).CACHED, "cpu", 1)
+    monkeypatch.setitem(peaks.CACHED, "cpu", 1)
     assert torch.equal(assign_parts(clean, locations, visible, img_size=32, half_size=5), whole)
 
 
@@ -162,6 +163,48 @@ def test_shares_of_each_prototype_are_what_the_scores_count():
     found = scores.compute()
     assert found["consistency"] == pytest.approx(100 * (shares[:4] >= 0.7).any(2).double().mean().item())
     assert found["stability"] == pytest.approx(100 * kept[:4].mean().item())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([(1, 1), (2, 2), (7, 7), (5, 8), (14, 3)]),
+    st.integers(1, 130),
+    st.sampled_from(["values", "smooth", "negative", "few levels"]),
+)
+def test_peaks_are_those_of_maps_enlarged_whole(seed, grid, size, kind):
+    g = torch.Generator().manual_seed(seed)
+    maps = torch.randn(3, 4, *grid, generator=g, dtype=torch.float64)
+    maps = {
+        "values": lambda: maps,
+        "smooth": lambda: torch.nn.functional.avg_pool2d(maps, 3, 1, padding=1),
+        "negative": lambda: -maps.abs() - 1,
+        "few levels": lambda: maps.round(),
+    }[kind]()
+    found = map_peaks(maps, size)
+    large = torch.nn.functional.interpolate(maps, (size, size), mode="bicubic").flatten(2)
+    assert ((found >= 0) & (found < size)).all()
+    at = large.gather(2, (found[..., 1] * size + found[..., 0])[..., None])[..., 0]
+    slack = 1e-13 * maps.abs().amax((2, 3))
+    assert (at >= large.amax(2) - slack).all()
+    before = torch.arange(size * size) < (found[..., 1] * size + found[..., 0])[..., None]
+    assert not (before & (large > (at + slack)[..., None])).any()
+
+
+def test_the_first_of_equal_pixels_is_the_peak(monkeypatch):
+    assert not map_peaks(torch.full((2, 3, 7, 7), 0.7), 100).any()
+    assert not map_peaks(torch.full((1, 1, 7, 7), -0.3), 224).any()
+    assert not map_peaks(torch.full((1, 1, 7, 7), torch.nan), 64).any()
+    tie = torch.zeros(1, 1, 1, 2)
+    tie[0, 0, 0] = torch.tensor([1.0, 1.0])
+    assert map_peaks(tie, 8).tolist() == [[[0, 0]]]
+    even = torch.zeros(1, 1, 5, 5)
+    even[0, 0, 2, 2] = 1.0  # the middle lies between two pixels on each axis
+    assert map_peaks(even, 40).tolist() == [[[19, 19]]]
+    whole = map_peaks(torch.randn(50, 2, 7, 7, generator=torch.Generator().manual_seed(0)), 100)
+    monkeypatch.setattr(peaks, "KEPT", 1)  # most maps then have to be computed whole
+    again = map_peaks(torch.randn(50, 2, 7, 7, generator=torch.Generator().manual_seed(0)), 100)
+    assert torch.equal(again, whole)
 
 
 def test_perturbation_is_clipped_noise():

@@ -21,12 +21,12 @@ from proto_core.metrics.parts import (
     PartPrototypeScores,
     assign_parts,
     consistency_score,
-    map_peaks,
     parts_near,
     perturb_images,
     rescale_part_locations,
     stability_score,
 )
+from proto_core.metrics.peaks import map_peaks
 from proto_core.metrics.ranking import (
     RecallAtK,
     best_positive_rank,

@@ -13,17 +13,15 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
-from torch.nn import functional as F
 from torchmetrics import Metric
 
-from proto_core.checks import CACHED, check_positive
-from proto_core.precision import full_precision
+from proto_core.checks import check_positive
+from proto_core.metrics.peaks import map_peaks
 
 __all__ = [
     "PartPrototypeScores",
     "assign_parts",
     "consistency_score",
-    "map_peaks",
     "parts_near",
     "perturb_images",
     "rescale_part_locations",
@@ -102,40 +100,6 @@ def assign_parts(
         )
     peaks = map_peaks(maps, img_size)
     return parts_near(peaks, part_locs, part_visible, img_size=img_size, half_size=half_size)
-
-
-def map_peaks(maps: Float[Tensor, "N K h w"], img_size: int) -> Int[Tensor, "N K 2"]:
-    """Where each map is highest, as ``(x, y)`` in pixels of the image: the first maximum row by row.
-
-    Maps are brought to the size of the image by bicubic interpolation (a = -0.75, half-pixel centres).
-
-    Args:
-        maps: similarity maps.
-        img_size: width and height of the image.
-
-    Raises:
-        ValueError: maps that are not ``[N, K, h, w]`` with a place, a size below 1.
-
-    Example:
-        >>> import torch
-        >>> from proto_core.metrics import map_peaks
-        >>> maps = torch.zeros(1, 1, 4, 4)
-        >>> maps[0, 0, 0, 3] = 1.0
-        >>> map_peaks(maps, 4)
-        tensor([[[3, 0]]])
-    """
-    check_positive(img_size=img_size)
-    if maps.ndim != 4 or 0 in maps.shape[1:]:
-        raise ValueError(f"maps: found shape {tuple(maps.shape)}, needed [N, K, h, w]")
-    at_once = max(1, CACHED.get(maps.device.type, CACHED["cuda"]) * 8 // (maps.shape[1] * img_size**2))
-    peaks = [
-        F.interpolate(full_precision(part), (img_size, img_size), mode="bicubic", align_corners=False)
-        .flatten(2)
-        .argmax(dim=2)
-        for part in maps.split(at_once)
-    ]
-    peak = torch.cat(peaks) if peaks else maps.new_zeros(maps.shape[:2], dtype=torch.long)
-    return torch.stack([peak % img_size, peak // img_size], dim=-1)
 
 
 def parts_near(
