@@ -17,8 +17,10 @@ from proto_core.losses import (
     MultiLabelSeparationLoss,
     PrototypeContrastiveLoss,
     SeparationLoss,
+    prototype_gram,
 )
 from proto_core.losses.extremum import masked_maximum
+from proto_core.precision import unit_vectors
 
 MULTI_LABEL = {"cluster": MultiLabelClusterLoss, "separation": MultiLabelSeparationLoss}
 SINGLE_LABEL = {"cluster": ClusterLoss, "separation": SeparationLoss}
@@ -379,3 +381,35 @@ def test_terms_of_prototypes_work_under_functional_transforms() -> None:
     leaf = prototypes.clone().requires_grad_()
     DiversityLoss()(leaf).backward()
     torch.testing.assert_close(torch.func.grad(DiversityLoss())(prototypes), leaf.grad)
+
+
+def test_large_sets_have_the_cosines_and_gradients_of_the_plain_formula() -> None:
+    generator = torch.Generator().manual_seed(0)
+    prototypes = torch.randn(611, 7, dtype=torch.float64, generator=generator)  # rows that no number of blocks divides
+    weight = torch.randn(611, 611, dtype=torch.float64, generator=generator)  # not symmetric
+
+    def plain(x: Tensor) -> Tensor:
+        unit = x / x.norm(dim=1, keepdim=True)
+        return (unit @ unit.T * weight).sum()
+
+    torch.testing.assert_close(
+        value_and_gradient(lambda x: (prototype_gram(x) * weight).sum(), prototypes),
+        value_and_gradient(plain, prototypes),
+    )
+
+
+def test_prototypes_shorter_than_the_smallest_norm_have_the_gradient_of_unit_vectors() -> None:
+    generator = torch.Generator().manual_seed(0)
+    prototypes = torch.randn(5, 3, dtype=torch.float64, generator=generator)
+    prototypes[1] *= 1e-13
+    prototypes[3] = 0
+    weight = torch.randn(5, 5, dtype=torch.float64, generator=generator)
+
+    def plain(x: Tensor) -> Tensor:
+        unit = unit_vectors(x)
+        return (unit @ unit.T * weight).sum()
+
+    torch.testing.assert_close(
+        value_and_gradient(lambda x: (prototype_gram(x) * weight).sum(), prototypes),
+        value_and_gradient(plain, prototypes),
+    )

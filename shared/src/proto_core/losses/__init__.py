@@ -41,13 +41,10 @@ from proto_core.losses.parts import (
     IncorrectConnectionL1Loss,
     SubspaceOrthogonalityLoss,
 )
-from proto_core.losses.prototype import (
-    ClusterLoss,
+from proto_core.losses.prototype import ClusterLoss, MultiLabelClusterLoss, MultiLabelSeparationLoss, SeparationLoss
+from proto_core.losses.prototype_gram import (
     DiversityLoss,
-    MultiLabelClusterLoss,
-    MultiLabelSeparationLoss,
     PrototypeContrastiveLoss,
-    SeparationLoss,
     contrastive_of_gram,
     diversity_of_gram,
     prototype_gram,

@@ -1,4 +1,4 @@
-"""Losses that shape prototypes: cluster, separation, diversity, contrast.
+"""Losses between samples and prototypes: cluster and separation, for several labels per sample and for one.
 
 Multi-label forms: ProtoECGNet (2025, arXiv 2504.08713), equations of its section on the training objective.
 Single-label forms: ProtoPNet's pair as ST-ProtoPNet uses it (ICCV 2023, arXiv 2301.04011).
@@ -10,28 +10,20 @@ All of them: half precision in, float32 inside; 0 with zero gradient on an empty
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from proto_core.distributed import joint_mean
 from proto_core.losses.extremum import masked_maximum
-from proto_core.precision import full_precision, no_autocast, unit_vectors
-from proto_core.prototypes.classes import check_class_identity
+from proto_core.precision import full_precision, no_autocast
+from proto_core.prototypes.classes import check_identity_on_cpu
 
 __all__ = [
     "ClusterLoss",
-    "DiversityLoss",
     "MultiLabelClusterLoss",
     "MultiLabelSeparationLoss",
-    "PrototypeContrastiveLoss",
     "SeparationLoss",
-    "contrastive_of_gram",
-    "diversity_of_gram",
-    "prototype_gram",
 ]
 
 
@@ -217,134 +209,6 @@ class SeparationLoss(nn.Module):
         return maximum.sum() / max(len(maximum), 1)
 
 
-class DiversityLoss(nn.Module):
-    """Keep prototypes apart: ``sum((G - I)^2) / P^2`` with G the cosines between prototypes (ProtoECGNet).
-
-    All P x P entries are summed, so each pair counts twice.
-
-    Raises:
-        ValueError: prototypes without a feature dimension.
-
-    Example:
-        >>> import torch
-        >>> from proto_core.losses import DiversityLoss
-        >>> DiversityLoss()(torch.tensor([[1.0, 0.0], [2.0, 0.0]]))
-        tensor(0.5000)
-    """
-
-    def forward(self, prototypes: Shaped[Tensor, "P *features"]) -> Float[Tensor, ""]:
-        """Loss of a set of prototypes, flattened after the first dimension."""
-        return diversity_of_gram(prototype_gram(prototypes))
-
-
-class PrototypeContrastiveLoss(nn.Module):
-    """Prototypes of classes that occur together shall be alike, the others not (ProtoECGNet, contrastive term).
-
-    ``S = clamp(G, -1 + eps, 1 - eps)`` with G the cosines between prototypes, ``A = I L I^T`` with I the class identity
-    and L the classes' co-occurrence, ``B = 1 - A``;
-    ``loss = -(sum(S A) / (sum A + eps) - sum(S B) / (sum B + eps)) / sqrt(P)``.
-    The diagonal is part of the sums; the clamp takes its gradient away. Prototypes of several classes can make A larger
-    than 1 and B negative: the formula stands.
-
-    Args:
-        eps: margin of the clamp and guard of the denominators.
-
-    Raises:
-        ValueError: ``eps`` not positive; shapes that do not fit.
-
-    Example:
-        >>> import torch
-        >>> from proto_core.losses import PrototypeContrastiveLoss
-        >>> loss = PrototypeContrastiveLoss()
-        >>> loss(torch.eye(2), torch.eye(2), torch.eye(2))
-        tensor(-0.7071)
-    """
-
-    def __init__(self, eps: float = 1e-6) -> None:
-        super().__init__()
-        if not eps > 0:
-            raise ValueError(f"eps: found {eps}, needed a positive number")
-        self.eps = eps
-
-    def extra_repr(self) -> str:
-        """Settings."""
-        return f"eps={self.eps}"
-
-    def forward(
-        self,
-        prototypes: Shaped[Tensor, "P *features"],
-        class_identity: Shaped[Tensor, "P C"],
-        cooccurrence: Shaped[Tensor, "C C"],
-    ) -> Float[Tensor, ""]:
-        """Loss of a set of prototypes, their classes, and the classes' co-occurrence."""
-        return contrastive_of_gram(prototype_gram(prototypes), class_identity, cooccurrence, self.eps)
-
-
-def prototype_gram(prototypes: Shaped[Tensor, "P *features"]) -> Float[Tensor, "P P"]:
-    """Cosines between all prototypes, each flattened; computed once where two losses need it.
-
-    Raises:
-        ValueError: prototypes without a feature dimension.
-
-    Example:
-        >>> import torch
-        >>> from proto_core.losses import prototype_gram
-        >>> prototype_gram(torch.tensor([[3.0, 0.0], [0.0, 2.0]]))
-        tensor([[1., 0.],
-                [0., 1.]])
-    """
-    if prototypes.ndim < 2 or prototypes.numel() == 0:
-        raise ValueError(f"prototypes: found shape {tuple(prototypes.shape)}, needed [P, ...] with P >= 1 and features")
-    return _Gram.apply(unit_vectors(prototypes.flatten(1)))
-
-
-def diversity_of_gram(gram: Float[Tensor, "P P"]) -> Float[Tensor, ""]:
-    """:class:`DiversityLoss` of the prototypes' cosines."""
-    return F.mse_loss(gram, torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
-
-
-def contrastive_of_gram(
-    gram: Float[Tensor, "P P"],
-    class_identity: Shaped[Tensor, "P C"],
-    cooccurrence: Shaped[Tensor, "C C"],
-    eps: float = 1e-6,
-) -> Float[Tensor, ""]:
-    """:class:`PrototypeContrastiveLoss` of the prototypes' cosines."""
-    prototypes, classes = len(gram), cooccurrence.shape[-1]
-    if tuple(class_identity.shape) != (prototypes, classes) or tuple(cooccurrence.shape) != (classes, classes):
-        raise ValueError(
-            f"class_identity, cooccurrence: found shapes {tuple(class_identity.shape)} and "
-            f"{tuple(cooccurrence.shape)}, needed [P, C] and [C, C] with P = {prototypes}"
-        )
-    _check_values(class_identity)
-    with no_autocast(gram), torch.no_grad():
-        identity = class_identity.to(gram)
-        related = identity @ cooccurrence.to(gram) @ identity.T
-        unrelated = 1 - related
-        # each by its own sum: where all is related, 1 / (0 + eps) must meet zeros, not the rounding of a difference
-        weight = related.div_(related.sum() + eps).sub_(unrelated.div_(unrelated.sum() + eps))
-    return -(gram.clamp(-1 + eps, 1 - eps) * weight).sum() / prototypes**0.5
-
-
-class _Gram(torch.autograd.Function):
-    """``x x^T``, whose backward pass needs one product where autograd's rule for ``@`` makes two."""
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        with no_autocast(x):
-            return x @ x.T
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        with no_autocast(x):
-            return (grads[0] + grads[0].T) @ x
-
-
 def _one_of(masking: str, *known: str) -> str:
     if masking not in known:
         raise ValueError(f"masking: found {masking!r}, needed one of {', '.join(known)}")
@@ -353,12 +217,6 @@ def _one_of(masking: str, *known: str) -> str:
 
 def _fill(masking: str) -> float:
     return -torch.inf if masking == "exclude" else 0.0
-
-
-def _check_values(class_identity: Tensor) -> None:
-    """The check of the values where it costs no synchronisation; elsewhere layers have made it when built."""
-    if not torch.compiler.is_compiling() and class_identity.device.type == "cpu":
-        check_class_identity(class_identity)
 
 
 def _multi_label(similarities: Tensor, targets: Tensor, class_identity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -374,7 +232,7 @@ def _multi_label(similarities: Tensor, targets: Tensor, class_identity: Tensor) 
             f"similarities, targets, class_identity: found shapes {shapes[0]}, {shapes[1]} and {shapes[2]}, "
             "needed [N, P], [N, C] and [P, C] with P, C >= 1"
         )
-    _check_values(class_identity)
+    check_identity_on_cpu(class_identity)
     return full_precision(similarities), targets != 0, class_identity != 0
 
 
@@ -391,7 +249,7 @@ def _single_label(similarities: Tensor, targets: Tensor, class_identity: Tensor)
             f"similarities, targets, class_identity: found shapes {shapes[0]}, {shapes[1]} and {shapes[2]}, "
             "needed [N, P], [N] and [P, C] with P, C >= 1"
         )
-    _check_values(class_identity)
+    check_identity_on_cpu(class_identity)
     if not torch.compiler.is_compiling() and targets.device.type == "cpu" and targets.numel():
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= shapes[2][1]:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-__all__ = ["check_class_identity", "init_classifier_weight", "prototype_class_matrix"]
+__all__ = ["check_class_identity", "check_identity_on_cpu", "init_classifier_weight", "prototype_class_matrix"]
 
 
 def prototype_class_matrix(num_classes: int, per_class: int, per_pair: int = 0) -> Float[Tensor, "P C"]:
@@ -59,6 +59,12 @@ def check_class_identity(class_identity: Tensor) -> None:
     empty = (class_identity != 0).any(dim=1).logical_not().nonzero().flatten().tolist()
     if empty:
         raise ValueError(f"class_identity: prototype {empty[0]} stands for no class ({len(empty)} such rows)")
+
+
+def check_identity_on_cpu(class_identity: Tensor) -> None:
+    """:func:`check_class_identity` where it costs no synchronisation; elsewhere layers have made it when built."""
+    if not torch.compiler.is_compiling() and class_identity.device.type == "cpu":
+        check_class_identity(class_identity)
 
 
 def init_classifier_weight(

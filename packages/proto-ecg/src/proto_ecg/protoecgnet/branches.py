@@ -92,12 +92,23 @@ def _add_on(kind: str, inputs: int, outputs: int, *, over_time: bool) -> nn.Modu
         raise ValueError(f"add_on: found {kind!r}, needed 'linear' or 'identity'")
     if not over_time:
         return nn.Sequential(nn.Linear(inputs, outputs), nn.ReLU(), nn.Linear(outputs, outputs), nn.Sigmoid())
-    layers = nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.ReLU(), nn.Conv2d(outputs, outputs, 1), nn.Sigmoid())
+    layers = _AtEachStep(nn.Conv2d(inputs, outputs, 1), nn.ReLU(), nn.Conv2d(outputs, outputs, 1), nn.Sigmoid())
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(torch.as_tensor(layer.bias))
     return layers
+
+
+class _AtEachStep(nn.Sequential):
+    """Layers that look at one step at a time, given the steps of all records as one long row.
+
+    One product with the weights instead of one for each record.
+    """
+
+    def forward(self, x: Float[Tensor, "N F 1 T"]) -> Float[Tensor, "N D 1 T"]:
+        row = super().forward(x.transpose(0, 1).reshape(1, x.shape[1], 1, -1))
+        return row.view(row.shape[1], x.shape[0], 1, x.shape[3]).transpose(0, 1)
 
 
 class _Branch(nn.Module):
