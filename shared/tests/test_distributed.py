@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, multiprocessing
 
-from proto_core.distributed import all_reduce_sum, gather_with_grad, joint_mean
+from proto_core.distributed import all_reduce_sum, gather_parts, gather_with_grad, joint_mean
 from proto_core.losses import MultiLabelClusterLoss, MultiLabelSeparationLoss
 from proto_core.metrics import MacroAUROC, macro_auroc
 
@@ -47,6 +47,11 @@ def run_rank(rank: int, folder: str) -> None:
     found["gather other types"] = [
         gather_with_grad(part.detach().to(dtype)) for dtype in (torch.bool, torch.int64, torch.bfloat16)
     ]
+    scalars, nothing = gather_parts(torch.tensor(rank)), gather_parts(torch.zeros(0, 3 + rank))
+    uneven = gather_parts(part.detach() if rank else torch.zeros(0))
+    found["parts"] = (scalars, [tuple(x.shape) for x in nothing], uneven)
+    with pytest.raises(ValueError, match="x: found parts"):
+        gather_parts(torch.zeros(1, 2 + rank))
     found["sum"] = all_reduce_sum(torch.tensor(rank + 1))
     found["empty mean"] = joint_mean(torch.zeros(()), torch.tensor(0))
 
@@ -97,6 +102,16 @@ def test_gather_is_the_joint_batch_and_sums_gradients(ranks: list[dict]) -> None
             assert torch.equal(gathered, similarities.to(gathered.dtype))
 
 
+def test_parts_of_ranks_that_hold_nothing(ranks: list[dict]) -> None:
+    similarities, _, _ = joint_batch()
+    for rank, found in enumerate(ranks):
+        scalars, nothing, uneven = found["parts"]
+        assert [int(x) for x in scalars] == [0, 1]
+        assert nothing == [(0, 3 + rank)] * RANKS
+        assert uneven[0].shape == (0, 6)
+        assert torch.equal(uneven[1], similarities[SPLIT[0] :])
+
+
 def test_sums_and_empty_means(ranks: list[dict]) -> None:
     for found in ranks:
         assert found["sum"] == 3
@@ -120,6 +135,8 @@ def test_without_a_process_group_nothing_changes() -> None:
     assert all_reduce_sum(torch.tensor(3)) == 3
     assert joint_mean(torch.tensor(6.0), torch.tensor(4)) == 1.5
     assert joint_mean(torch.tensor(0.0), torch.tensor(0)) == 0
+    assert joint_mean(torch.tensor(0.25), torch.tensor(0.5)) == 0.5  # of weights, less than one in sum
+    assert gather_parts(x)[0] is x
 
 
 @pytest.mark.bad_input

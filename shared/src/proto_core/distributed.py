@@ -13,7 +13,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-__all__ = ["all_reduce_sum", "gather_with_grad", "is_distributed", "joint_mean"]
+__all__ = ["all_reduce_sum", "gather_parts", "gather_with_grad", "is_distributed", "joint_mean"]
 
 
 def is_distributed() -> bool:
@@ -52,7 +52,7 @@ def joint_mean(total: Float[Tensor, ""], count: Shaped[Tensor, ""]) -> Float[Ten
 
     Args:
         total: this rank's sum.
-        count: this rank's number of summed entries.
+        count: this rank's number of summed entries, or their sum of weights.
 
     Example:
         >>> import torch
@@ -61,7 +61,55 @@ def joint_mean(total: Float[Tensor, ""], count: Shaped[Tensor, ""]) -> Float[Ten
         tensor(1.5000)
     """
     ranks = dist.get_world_size() if is_distributed() else 1
-    return total * ranks / all_reduce_sum(count).clamp_min(1)
+    joint = all_reduce_sum(count)  # a sum of weights may lie between 0 and 1
+    return total * ranks / torch.where(joint > 0, joint, 1)
+
+
+def _exchange(x: Tensor, sizes: list[int], group: Any = None) -> list[Tensor]:
+    """The parts of all ranks, which hold so many rows each: padded for the transfer, cut afterwards."""
+    # bool is sent as bytes: not every backend knows it
+    sent = x.to(torch.uint8) if x.dtype == torch.bool else x
+    padded = sent.new_zeros((max(sizes), *x.shape[1:]))
+    padded[: x.shape[0]] = sent
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded, group=group)
+    return [part[:size].to(x.dtype) for part, size in zip(parts, sizes)]
+
+
+@torch.no_grad()
+def gather_parts(x: Shaped[Tensor, "..."], group: Any = None) -> list[Tensor]:
+    """What every rank holds, in rank order and without gradient; ``dist_sync_fn`` of metrics that collect samples.
+
+    A rank that has nothing may hold an empty tensor of any shape and type: it learns both from the others.
+
+    Args:
+        x: this rank's part.
+        group: process group; ``None`` is all ranks.
+
+    Raises:
+        ValueError: parts that differ in more than their number of rows.
+
+    Example:
+        >>> import torch
+        >>> from proto_core.distributed import gather_parts
+        >>> gather_parts(torch.ones(2, 3))[0].shape
+        torch.Size([2, 3])
+    """
+    if not is_distributed():
+        return [x]
+    kinds: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(kinds, (tuple(x.shape), x.dtype), group=group)
+    filled = [(shape[1:], dtype) for shape, dtype in kinds if 0 not in shape]
+    if not filled:
+        return [x] * len(kinds)
+    if len(set(filled)) > 1:
+        raise ValueError(f"x: found parts {kinds} on the ranks, needed one shape but for the rows, and one type")
+    (rest, dtype), scalar = filled[0], kinds[0][0] == ()
+    if 0 in x.shape:
+        x = x.new_zeros((0, *rest), dtype=dtype)
+    sizes = [shape[0] if shape and 0 not in shape else int(scalar) for shape, _ in kinds]
+    parts = _exchange(x.unsqueeze(0) if scalar else x, sizes, group)
+    return [part.squeeze(0) for part in parts] if scalar else parts
 
 
 class _GatherWithGrad(torch.autograd.Function):
@@ -71,15 +119,9 @@ class _GatherWithGrad(torch.autograd.Function):
         lengths = [torch.empty_like(length) for _ in range(dist.get_world_size())]
         dist.all_gather(lengths, length)
         sizes = torch.cat(lengths).tolist()
-        # bool is sent as bytes: not every backend knows it
-        sent = x.detach().to(torch.uint8) if x.dtype == torch.bool else x.detach()
-        padded = sent.new_zeros((max(sizes), *x.shape[1:]))
-        padded[: x.shape[0]] = sent
-        parts = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(parts, padded)
         ctx.start = sum(sizes[: dist.get_rank()])
         ctx.length = x.shape[0]
-        return torch.cat([part[:size] for part, size in zip(parts, sizes)]).to(x.dtype)
+        return torch.cat(_exchange(x.detach(), sizes))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:

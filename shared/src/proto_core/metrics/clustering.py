@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float64, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities.data import dim_zero_cat
+
+from proto_core.metrics.fold import SampleLists
 
 __all__ = ["ClusterAccuracy", "cluster_accuracy"]
 
@@ -68,7 +68,7 @@ def cluster_accuracy(
     return every, known, novel
 
 
-class ClusterAccuracy(Metric):
+class ClusterAccuracy(SampleLists):
     """:func:`cluster_accuracy` over all batches; one assignment for all, exact for any split and under DDP.
 
     Args:
@@ -86,16 +86,13 @@ class ClusterAccuracy(Metric):
         {'all': 1.0, 'old': 1.0, 'new': 1.0}
     """
 
-    full_state_update = False
     classes: list[Tensor]
     clusters: list[Tensor]
     old: list[Tensor]
 
     def __init__(self, balanced: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__("classes", "clusters", "old", **kwargs)
         self.balanced = balanced
-        for name in ("classes", "clusters", "old"):
-            self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, y_true: Int[Tensor, "N"], y_pred: Int[Tensor, "N"], old_mask: Tensor | None = None) -> None:
         """Add classes, clusters, and which samples are of known classes (all, if not said)."""
@@ -109,10 +106,7 @@ class ClusterAccuracy(Metric):
 
     def compute(self) -> dict[str, float]:
         """``all``, ``old`` and ``new``; NaN for a set without a sample."""
-        if isinstance(self.classes, list) and not self.classes:
-            raise ValueError("ClusterAccuracy: found no batch, needed one update at least")
-        given = [dim_zero_cat(values) for values in (self.classes, self.clusters, self.old)]
-        found = cluster_accuracy(*given, balanced=self.balanced)
+        found = cluster_accuracy(*self.joined(), balanced=self.balanced)
         assert isinstance(found, tuple)
         return dict(zip(("all", "old", "new"), found))
 

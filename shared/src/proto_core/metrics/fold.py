@@ -10,10 +10,44 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-__all__ = ["FoldScores"]
+from proto_core.distributed import gather_parts
+
+__all__ = ["FoldScores", "SampleLists"]
 
 
-class FoldScores(Metric):
+class SampleLists(Metric):
+    """Keeps what it is given of every sample in lists, and gathers them over ranks, which may have none.
+
+    Args:
+        names: of the lists, which become attributes.
+    """
+
+    full_state_update = False
+
+    def __init__(self, *names: str, **kwargs: Any) -> None:
+        super().__init__(**{"dist_sync_fn": gather_parts} | kwargs)
+        self.lists = names
+        for name in names:
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    @property
+    def collected(self) -> bool:
+        """Whether there was a batch: on any rank after a sync."""
+        state = getattr(self, self.lists[0])
+        return state.numel() > 0 if isinstance(state, Tensor) else len(state) > 0
+
+    def joined(self) -> tuple[Tensor, ...]:
+        """All lists, each as one tensor.
+
+        Raises:
+            ValueError: there was no batch.
+        """
+        if not self.collected:
+            raise ValueError(f"{type(self).__name__}: found no batch, needed one update at least")
+        return tuple(dim_zero_cat(getattr(self, name)) for name in self.lists)
+
+
+class FoldScores(SampleLists):
     """Collects ``scores [N, C]`` and targets; subclasses say what is computed of them (torchmetrics).
 
     Where sample indices are given, samples seen twice (the padding of a distributed sampler) count once.
@@ -21,15 +55,12 @@ class FoldScores(Metric):
 
     is_differentiable = False
     higher_is_better = True
-    full_state_update = False
     scores: list[Tensor]
     targets: list[Tensor]
     index: list[Tensor]
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        for name in ("scores", "targets", "index"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
+        super().__init__("scores", "targets", "index", **kwargs)
 
     def collect(
         self, scores: Float[Tensor, "N C"], targets: Shaped[Tensor, "N ..."], index: Int[Tensor, "N"] | None
@@ -55,22 +86,15 @@ class FoldScores(Metric):
         with self.sync_context(
             dist_sync_fn=self.dist_sync_fn, should_sync=not synced and self._to_sync, should_unsync=not synced
         ):
-            if not self.collected:
-                raise ValueError(f"{type(self).__name__}: found no batch, needed one update at least")
             return self.fold()
-
-    @property
-    def collected(self) -> bool:
-        """Whether there was a batch."""
-        return isinstance(self.scores, Tensor) or len(self.scores) > 0
 
     def fold(self) -> tuple[Tensor, Tensor]:
         """What this rank holds (all ranks after a sync), each sample once.
 
         Raises:
-            ValueError: indices were given for some batches only.
+            ValueError: nothing was collected, or indices were given for some batches only.
         """
-        scores, targets, index = (dim_zero_cat(state).cpu() for state in (self.scores, self.targets, self.index))
+        scores, targets, index = (state.cpu() for state in self.joined())
         indexed = index >= 0
         if not indexed.any():
             return scores, targets

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float, Float64
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities.data import dim_zero_cat
+
+from proto_core.metrics.fold import SampleLists
 
 __all__ = ["OODDetection", "OODMetrics", "auroc", "fpr_at_tpr", "ood_metrics"]
 
@@ -100,7 +100,7 @@ def ood_metrics(in_scores: Any, out_scores: Any) -> OODMetrics:
     )
 
 
-class OODDetection(Metric):
+class OODDetection(SampleLists):
     """AUROC, AUPR and FPR95 over all batches; exact for any split and under DDP.
 
     Args:
@@ -118,17 +118,14 @@ class OODDetection(Metric):
         {'auroc': 1.0, 'aupr_in': 1.0, 'aupr_out': 1.0, 'fpr': 0.0}
     """
 
-    full_state_update = False
     scores: list[Tensor]
     known: list[Tensor]
 
     def __init__(self, tpr: float = 0.95, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__("scores", "known", **kwargs)
         if not 0 < tpr <= 1:
             raise ValueError(f"tpr: found {tpr}, needed a share in (0, 1]")
         self.tpr = tpr
-        self.add_state("scores", [], dist_reduce_fx="cat")
-        self.add_state("known", [], dist_reduce_fx="cat")
 
     def update(self, scores: Float[Tensor, "N"], known: Tensor) -> None:
         """Add scores, higher for known inputs, and which inputs are known."""
@@ -140,9 +137,8 @@ class OODDetection(Metric):
 
     def compute(self) -> dict[str, float]:
         """``auroc``, ``aupr_in``, ``aupr_out`` and ``fpr`` at the rate asked for."""
-        if isinstance(self.scores, list) and not self.scores:
-            raise ValueError("OODDetection: found no batch, needed one update at least")
-        scores, known = dim_zero_cat(self.scores).double(), dim_zero_cat(self.known)
+        scores, known = self.joined()
+        scores = scores.double()
         inside, outside = scores[known], scores[~known]
         both = ood_metrics(-inside, -outside)
         fpr = fpr_at_tpr(inside, outside, self.tpr)

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities.data import dim_zero_cat
 
 from proto_core.checks import check_class_targets, check_positive
+from proto_core.metrics.fold import SampleLists
 from proto_core.precision import full_precision, no_autocast, unit_vectors
 
 __all__ = [
@@ -259,7 +258,7 @@ def mean_reciprocal_rank(
     return reciprocal_ranks(query, gallery, query_labels, gallery_labels, cutoff).mean().item()
 
 
-class RecallAtK(Metric):
+class RecallAtK(SampleLists):
     """Recall@K over a whole fold, every sample a query against all others; exact for any split and under DDP.
 
     Args:
@@ -279,17 +278,14 @@ class RecallAtK(Metric):
         {1: 1.0}
     """
 
-    full_state_update = False
     embeddings: list[Tensor]
     labels: list[Tensor]
 
     def __init__(self, k: Sequence[int] = (1, 2, 4, 8), *, normalize: bool = True, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__("embeddings", "labels", **kwargs)
         _ranks(k)
         self.k = tuple(k)
         self.normalize = normalize
-        self.add_state("embeddings", [], dist_reduce_fx="cat")
-        self.add_state("labels", [], dist_reduce_fx="cat")
 
     def update(self, embeddings: Float[Tensor, "N D"], labels: Int[Tensor, "N"]) -> None:
         """Add a batch."""
@@ -301,9 +297,7 @@ class RecallAtK(Metric):
 
     def compute(self) -> dict[int, float]:
         """Recall at each k."""
-        if isinstance(self.embeddings, list) and not self.embeddings:
-            raise ValueError("RecallAtK: found no batch, needed one update at least")
-        x, labels = dim_zero_cat(self.embeddings), dim_zero_cat(self.labels)
+        x, labels = self.joined()
         return recall_at_k(unit_vectors(x) if self.normalize else x, labels, k=self.k)
 
 

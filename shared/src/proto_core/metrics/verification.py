@@ -13,9 +13,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from sklearn.metrics import roc_curve
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities.data import dim_zero_cat
 
+from proto_core.metrics.fold import SampleLists
 from proto_core.metrics.ranking import nearest
 from proto_core.precision import unit_vectors
 
@@ -176,7 +175,7 @@ def template_features(
     return unit_vectors(pooled), ids
 
 
-class VerificationMetrics(Metric):
+class VerificationMetrics(SampleLists):
     """TAR at false accept rates, equal error rate and best accuracy of all pairs seen; exact for any split and DDP.
 
     Args:
@@ -195,20 +194,17 @@ class VerificationMetrics(Metric):
         1.0
     """
 
-    full_state_update = False
     scores: list[Tensor]
     labels: list[Tensor]
 
     def __init__(self, fars: Sequence[float] = (1e-4, 1e-3, 1e-2), mode: str = "upper", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__("scores", "labels", **kwargs)
         if not all(0 <= far <= 1 for far in fars):
             raise ValueError(f"fars: found {tuple(fars)}, needed rates in [0, 1]")
         if mode not in ("nearest", "upper"):
             raise ValueError(f"mode: found {mode!r}, needed 'nearest' or 'upper'")
         self.fars = tuple(fars)
         self.mode = mode
-        self.add_state("scores", [], dist_reduce_fx="cat")
-        self.add_state("labels", [], dist_reduce_fx="cat")
 
     def update(self, scores: Float[Tensor, "L"], labels: Shaped[Tensor, "L"]) -> None:
         """Add pairs."""
@@ -221,9 +217,7 @@ class VerificationMetrics(Metric):
 
     def compute(self) -> dict[str, float]:
         """``tar@FAR`` for each rate, ``eer``, ``accuracy`` and its ``threshold``."""
-        if isinstance(self.scores, list) and not self.scores:
-            raise ValueError("VerificationMetrics: found no batch, needed one update at least")
-        scores, labels = dim_zero_cat(self.scores), dim_zero_cat(self.labels)
+        scores, labels = self.joined()
         accuracy, threshold = best_threshold_accuracy(scores, labels)
         rates = tar_at_far(scores, labels, self.fars, self.mode).tolist()
         found = {f"tar@{far:g}": rate for far, rate in zip(self.fars, rates)}
