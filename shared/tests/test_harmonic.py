@@ -104,6 +104,16 @@ def test_concentration_agrees_with_scikit_learn():
     assert few["participation_ratio"] == pytest.approx(1 / peer.explained_variance_ratio_[0] ** 2)
 
 
+def test_constant_features_are_constant_whatever_their_mean_rounds_to():
+    x = torch.randn(7, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    tenth = torch.full((7, 1), 0.1, dtype=torch.float64)
+    assert tenth.std(correction=0) > 0  # the mean of seven tenths is no tenth
+    found = pca_concentration(torch.cat([x, tenth], dim=1))
+    torch.testing.assert_close(found["cumulative"][:3], pca_concentration(x)["cumulative"])
+    with pytest.raises(ValueError, match="no variance"):
+        pca_concentration(tenth)
+
+
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), factor=st.floats(0.01, 100), exponent=st.floats(0.2, 20))
 def test_scaling_a_row_changes_nothing(seed, factor, exponent):
@@ -230,6 +240,8 @@ def test_bad_input_is_named():
         (lambda: pca_concentration(torch.ones(4, 2)), "no variance"),
         (lambda: pca_concentration(d * torch.nan), "features: found NaN"),
         (lambda: circularity(d[:, :1]), "reps: found 1 feature"),
+        (lambda: circularity(d[:1]), "reps: found shape"),
+        (lambda: circularity(d * torch.nan), "reps: found NaN"),
         (lambda: circularity(torch.ones(4, 2)), "fewer than two directions"),
     ]:
         with pytest.raises(ValueError, match=says):

@@ -163,6 +163,15 @@ def test_nan_rows_count_as_unknown_and_the_last_duplicate_wins():
     assert torch.autograd.grad(loss, now)[0].isfinite().all()
 
 
+def test_outputs_too_large_for_the_storage_count_as_unknown():
+    saf = TrajectoryLoss(2, 2, lam=1.0, temperature=1.0, lag=1, start_epoch=0, storage_dtype=torch.float16)
+    saf(torch.tensor([[1e6, 0.0], [1.0, 0.0]]), torch.tensor([0, 1]), 0)
+    now = torch.zeros(2, 2, requires_grad=True)
+    loss = saf(now, torch.tensor([0, 1]), 1)
+    torch.testing.assert_close(loss, trajectory_kl(now[1:], torch.tensor([[1.0, 0.0]]), 1.0))
+    assert torch.autograd.grad(loss, now)[0].isfinite().all()
+
+
 def test_activity_is_strict_and_the_buffer_goes_round():
     saf = TrajectoryLoss(1, 2, lag=3, start_epoch=2, end_epoch=6)
     assert [epoch for epoch in range(8) if saf.is_active(epoch)] == [3, 4, 5]

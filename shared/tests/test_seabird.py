@@ -131,6 +131,7 @@ PLACES, M = torch.tensor([[0, 3]]), torch.ones(1, 2, dtype=torch.bool)
         (lambda: regression_gradient(torch.ones(1), "huber"), "loss: found 'huber'"),
         (lambda: regression_gradient(torch.ones(1), "dice"), "length: found None"),
         (lambda: gradient_variance(torch.ones(1), "dice", 0.0), "length: found 0.0"),
+        (lambda: regression_gradient(torch.ones(1), "l1", -1.0), "length: found -1.0"),
         (lambda: gradient_variance(torch.zeros(1), "l1"), "sigma: found 0.0"),
     ],
 )

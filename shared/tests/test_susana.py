@@ -143,6 +143,18 @@ def test_query_on_its_prototype():
     assert torch.autograd.grad(loss, q)[0].isfinite().all()
 
 
+def test_query_on_its_prototype_far_from_the_others_in_float32():
+    p = 10 * torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+    for labels, margin in ((torch.arange(5), 60.0), (torch.tensor([4, 2, 0, 3, 1]), 200.0)):
+        found = ProtoTripletLoss(margin)(p, labels, p[labels.argsort()], torch.arange(5))
+        exact = ProtoTripletLoss(margin)(p.double(), labels, p[labels.argsort()].double(), torch.arange(5))
+        apart = torch.cdist(p.double(), p.double()).fill_diagonal_(torch.inf).amin(dim=1)
+        torch.testing.assert_close(exact, (1e-3 + margin - apart).clamp_min(0).mean(), rtol=1e-9, atol=1e-8)
+        torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-5)
+    on = ProtoTripletLoss(0.5)(p, torch.arange(5), p + torch.tensor([[1e-3] + [0.0] * 63]))
+    assert on == 0
+
+
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), shot=st.integers(1, 3), query=st.integers(0, 4))
 def test_episodes(seed, shot, query):

@@ -130,6 +130,21 @@ def test_quartiles_of_many_pairs_in_blocks():
     torch.testing.assert_close(blocks(x, y), whole(x, y), rtol=1e-12, atol=1e-12)
 
 
+def test_in_blocks_gradients_are_finite_where_all_pairs_are_opposite():
+    g = torch.Generator().manual_seed(0)
+    side = torch.tensor([1.0, -1.0]).repeat(4)
+    x = (torch.tensor([[1.0, 0.0, 0.0]]) + 0.01 * torch.randn(8, 3, generator=g)) * side[:, None]
+    y = (side < 0).long()
+    gradients = []
+    for blocks in (None, 3):
+        loss = UNPGLoss(3, 2, chunk_size=blocks)
+        loss.weight.data.copy_(torch.eye(3)[:2])
+        leaf = x.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(loss(leaf, y), leaf)[0])
+    assert gradients[1].isfinite().all()
+    torch.testing.assert_close(*gradients)
+
+
 def test_large_batches_go_in_blocks_by_themselves(monkeypatch):
     monkeypatch.setattr(margin, "AT_ONCE", 4)
     seen = []

@@ -253,7 +253,7 @@ def regression_gradient(error: Float[Tensor, "*shape"], loss: str, length: float
     for ``|e| <= L``, else 0.
 
     Raises:
-        ValueError: unknown loss; ``dice`` without a positive length.
+        ValueError: unknown loss; a length that is not positive, ``dice`` without one.
 
     Source:
         SeaBird (arXiv 2403.20318), noise analysis.
@@ -290,7 +290,7 @@ def gradient_variance(sigma: Float[Tensor, "*shape"], loss: str, length: float |
         length: L, for ``dice``.
 
     Raises:
-        ValueError: unknown loss, sigma not positive; ``dice`` without a positive length.
+        ValueError: unknown loss, sigma not positive; a length that is not positive, ``dice`` without one.
 
     Source:
         SeaBird (arXiv 2403.20318), noise analysis; the variance of smooth L1 was derived here.
@@ -319,9 +319,9 @@ def gradient_variance(sigma: Float[Tensor, "*shape"], loss: str, length: float |
 
 def _length(loss: str, length: float | None) -> float:
     check_option("loss", loss, *LOSSES)
-    if loss == "dice":
-        if length is None:
-            raise ValueError("length: found None, needed a positive number for dice")
+    if length is None and loss == "dice":
+        raise ValueError("length: found None, needed a positive number for dice")
+    if length is not None:
         check_positive(length=length)
     return 1.0 if length is None else float(length)
 

@@ -201,7 +201,8 @@ class UNPGLoss(nn.Module):
             similarity, mask = _upper(rows, unit, labels)
             with torch.no_grad():
                 kept = mask & (similarity >= low) & (similarity <= high)
-            return torch.where(kept, (self.s * (similarity - high)).exp(), 0).sum()
+            # masked before the exponential: what is beyond the fence may overflow, and its gradient would be NaN
+            return torch.where(kept, self.s * (similarity - high), nothing).exp().sum()
 
         total = sum_over_rows(block, (unit,), rows=count, columns=count, chunk_size=self.chunk_size)
         found = total > 0

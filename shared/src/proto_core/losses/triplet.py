@@ -85,9 +85,11 @@ class ProtoTripletLoss(nn.Module):
             count = int(own[wrong].sum())
             label = int(query_labels[wrong])
             raise ValueError(f"query_labels: found label {label} with {count} prototypes, needed one")
-        distance = (sq_euclidean(queries, prototypes) + EPS).sqrt()
-        near = torch.where(own, distance, 0).sum(dim=1)
-        far = torch.where(own, torch.inf, distance).amin(dim=1)
+        with torch.no_grad():
+            other = torch.where(own, torch.inf, sq_euclidean(queries, prototypes)).argmin(dim=1)
+        # by differences: the rounding of a product would hide the 1e-6 where a query is on its prototype
+        x, p = full_precision(queries), full_precision(prototypes)
+        near, far = (((x - p[index]).square().sum(dim=1) + EPS).sqrt() for index in (own.long().argmax(dim=1), other))
         return (near - far + self.margin).relu().mean()
 
 

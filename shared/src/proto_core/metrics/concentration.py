@@ -37,12 +37,14 @@ def pca_concentration(
         >>> found["intrinsic_dim_90"], round(found["participation_ratio"], 4)
         (2, 2.0)
     """
-    x = _centred(features)
+    x = _centred("features", features)
     if n_components < 1:
         raise ValueError(f"n_components: found {n_components}, needed at least 1")
     if standardize:
-        spread = features.detach().double().std(dim=0, correction=0)
-        x = x / torch.where(spread > 0, spread, 1)
+        spread = x.square().mean(dim=0).sqrt()
+        # a constant feature's mean is off by rounding: what is left of it is no spread
+        rounding = torch.finfo(x.dtype).eps * len(x) * features.detach().double().abs().amax(dim=0)
+        x = torch.where(spread > rounding, x / torch.where(spread > rounding, spread, 1), 0)
     total = x.square().sum()
     if not bool(total > 0):
         raise ValueError("features: found no variance at all, needed rows that differ")
@@ -83,7 +85,7 @@ def circularity(reps: Float[Tensor, "N D"]) -> float:
         >>> circularity(torch.stack([angle.cos(), angle.sin()], dim=1)) < 1e-6
         True
     """
-    x = _centred(reps)
+    x = _centred("reps", reps)
     if x.shape[1] < 2:
         raise ValueError(f"reps: found {x.shape[1]} feature, needed at least 2")
     _, values, axes = torch.linalg.svd(x, full_matrices=False)
@@ -95,10 +97,10 @@ def circularity(reps: Float[Tensor, "N D"]) -> float:
     return float(distance.std(correction=0) / distance.mean())
 
 
-def _centred(rows: Tensor) -> Tensor:
+def _centred(name: str, rows: Tensor) -> Tensor:
     if rows.ndim != 2 or len(rows) < 2 or rows.shape[1] < 1:
-        raise ValueError(f"features: found shape {tuple(rows.shape)}, needed [N, D] with at least two rows")
+        raise ValueError(f"{name}: found shape {tuple(rows.shape)}, needed [N, D] with at least two rows")
     wide = rows.detach().double()
     if bool(wide.isnan().any()):
-        raise ValueError("features: found NaN, needed numbers")
+        raise ValueError(f"{name}: found NaN, needed numbers")
     return wide - wide.mean(dim=0)

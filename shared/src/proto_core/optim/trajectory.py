@@ -166,12 +166,13 @@ class TrajectoryLoss(nn.Module):
     @torch.no_grad()
     def _store(self, logits: Tensor, indices: Tensor, epoch: int) -> None:
         slot = epoch % (self.lag + 1)
-        known = logits.isfinite().all(dim=1)
+        stored = logits.to(self.past.dtype)  # which may be too narrow for a large output
+        known = stored.isfinite().all(dim=1)
         # the last of equal indices wins: what is stored does not depend on the order of writes
         place = torch.arange(len(indices), device=indices.device)
         last = torch.full((self.past.shape[1],), NEVER, device=indices.device, dtype=torch.long)
         last = last.scatter_reduce_(0, indices, place, "amax").index_select(0, indices)
-        self.past[slot].index_copy_(0, indices, logits.index_select(0, last).to(self.past.dtype))
+        self.past[slot].index_copy_(0, indices, stored.index_select(0, last))
         epochs = torch.where(known.index_select(0, last), epoch, NEVER)
         self.stored_epoch[slot].index_copy_(0, indices, epochs)
 
