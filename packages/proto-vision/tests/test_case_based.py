@@ -336,7 +336,7 @@ def test_pixels_undo_the_normalisation():
 
 def test_training_and_report(tmp_path):
     data = Digits(image_size=8, batch_size=64)
-    net = module(epochs=3)
+    net = module(epochs=1)
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=-1,
@@ -344,6 +344,8 @@ def test_training_and_report(tmp_path):
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        limit_val_batches=1,
+        num_sanity_val_steps=0,
         default_root_dir=tmp_path,
         callbacks=[Curriculum()],
     )

@@ -14,7 +14,6 @@ import yaml
 from proto_core.cli.demo import quiet_lightning, staged_trainer
 from proto_core.cli.training import instantiate, write_results
 from proto_core.files import atomic_write, writable_folder
-from proto_vision_app.explain import explain_images
 
 __all__ = ["run"]
 
@@ -39,7 +38,7 @@ def _run(arguments: Any) -> int:
     write_results(network.test_results, out / "test_metrics.csv")
     report = out / "report.html"
     with atomic_write(report) as file:
-        file.write(explain_images(network, data, _chosen(network, data, arguments.explain), source="final.ckpt"))
+        file.write(network.explain_images(data, _chosen(network, data, arguments.explain), source="final.ckpt"))
     figures = network.test_results["summary"]
     alone = ", ".join(f"{name} prototypes alone {figures[f'accuracy_{name}']:.3f}" for name in ("trivial", "support"))
     sys.stdout.write(

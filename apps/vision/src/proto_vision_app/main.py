@@ -18,6 +18,19 @@ def _demo(parser: Any) -> None:
     parser.add_argument("--explain", type=int, default=4, help="how many test images the report explains")
 
 
+def _clean_labels(parser: Any) -> None:
+    parser.add_argument("folder", nargs="?", default=None, help="images, a folder per class: trains, then judges")
+    parser.add_argument("--ckpt_path", default=None, help="of cpc or fopro, instead of a folder: only judges")
+    parser.add_argument("--trusted", default=None, help="folder of images with right labels, for FoPro instead of CPC")
+    parser.add_argument("--config", default=None, help="what is trained; default cpc/clean.yaml or fopro/clean.yaml")
+    parser.add_argument("--run", default="runs/clean-labels", help="folder of the checkpoints of a training")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--data.root", dest="root", default=None, help="where a checkpoint's data is now, if it moved")
+    parser.add_argument("--out", default="suspicions.csv", help="the table, the most suspicious image first")
+    parser.add_argument("--sheet", default="suspicions.html", help="the page of pictures, one self-contained HTML file")
+    parser.add_argument("--shown", type=int, default=120, help="pictures on the page")
+
+
 def _explain(parser: Any) -> None:
     parser.add_argument("images", nargs="+", help="image files, or ids of the data set")
     parser.add_argument("--ckpt_path", required=True, help="checkpoint written by fit or demo")
@@ -64,6 +77,30 @@ def _evaluate_prototypes(parser: Any) -> None:
     parser.add_argument("--steps", type=int, default=28, help="of deletion, most of the work; 0 leaves it out")
     parser.add_argument("--seed", type=int, default=0, help="of the noise")
     parser.add_argument("--shown", type=int, default=24, help="prototypes that get a picture in the report")
+
+
+def _discover(parser: Any) -> None:
+    parser.add_argument("folder", help="folders of labelled images by class; images without labels beside them")
+    parser.add_argument("--unlabelled", default=None, help="folder of images without labels; default FOLDER/unlabelled")
+    parser.add_argument("--labels", default=None, help="instead of folders: CSV with image and label, empty if unknown")
+    parser.add_argument("--classes", type=int, default=None, help="how many there are, known and new, if one knows")
+    parser.add_argument(
+        "--candidates", type=int, nargs="+", default=None, help="numbers to try; default: five, up to thrice the known"
+    )
+    parser.add_argument("--config", default="protogcd/discover.yaml", help="what the options below change")
+    parser.add_argument("--backbone", default=None, help="conv3, or for photographs vit_base_patch16_224.dino")
+    parser.add_argument("--pretrained", type=bool, default=None, help="the backbone's weights (a download)")
+    parser.add_argument("--trained", default=None, choices=["all", "last", "none"], help="part of the backbone")
+    parser.add_argument("--image_size", type=int, default=None, help="in pixels")
+    parser.add_argument("--in_channels", type=int, default=None, help="3 (colour) or 1 (grey)")
+    parser.add_argument("--resize", default=None, choices=["stretch", "crop"])
+    parser.add_argument("--augment", default=None, help="of both views: tilt (characters), window (photographs), ...")
+    parser.add_argument("--epochs", type=int, default=None, help="of each training")
+    parser.add_argument("--batch_size", type=int, default=None, help="default 128, less for fewer than 1024 images")
+    parser.add_argument("--num_workers", type=int, default=None, help="processes that read images")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--shown", type=int, default=24, help="images of each class on the contact sheet")
+    parser.add_argument("--out", default="discovered", help="folder of the table, the contact sheet, the checkpoints")
 
 
 def _export(parser: Any) -> None:
@@ -149,7 +186,15 @@ APP = App(
     summary="Train image classifiers that explain themselves by parts of real images, test, explain and export them.",
     configs=Path(__file__).parent / "configs",
     commands={
+        "clean-labels": Command(
+            "which images have a wrong label: a table and pictures", "proto_vision_app.clean_labels:run", _clean_labels
+        ),
         "demo": Command("train, test and explain a small network on digits", "proto_vision_app.demo:run", _demo),
+        "discover": Command(
+            "sort images of which few have labels into known and new classes",
+            "proto_vision_app.discover:run",
+            _discover,
+        ),
         "explain": Command("report of some images: this looks like that", "proto_vision_app.explain:run", _explain),
         "explain-prototypes": Command(
             "which visible property matters to each prototype",

@@ -26,24 +26,34 @@ from proto_vision.explanation import class_explanations
 __all__ = ["DecodedEvidence", "DecodedPrototypes", "ExplainsByDistance"]
 
 
+_ABOUT = (
+    "Pictures of prototypes are what the decoder makes of them; no training image looks exactly so. Distances are "
+    "squared, between the codes of image and prototype. A prototype stands for the class to which it has its lowest "
+    "weight: the farther the image is from it, the more it takes from that class and the more it adds to others, so "
+    "that a prototype which speaks for a class is mostly one of another class that the image is far from."
+)
+
+
 class DecodedEvidence(NamedTuple):
     """What the decision about some images rests on.
 
     Attributes:
         logits: ``[N, C]``.
         probabilities: ``[N, C]``.
-        distances: ``[N, P]``, of which the logits are sums with ``weight``.
+        distances: ``[N, P]`` (or similarities), of which the logits are sums with ``weight``.
         weight: ``[C, P]`` the classifier's.
-        reconstruction: ``[N, channels, S, S]`` pixel values in [0, 1].
+        reconstruction: ``[N, channels, S, S]`` pixel values in [0, 1], or ``None``.
         facts: for each image what else the page says of it.
+        bias: ``[C]`` what the logits have beside the sums, or ``None``.
     """
 
     logits: Tensor
     probabilities: Tensor
     distances: Tensor
     weight: Tensor
-    reconstruction: Tensor
+    reconstruction: Tensor | None
     facts: Sequence[Mapping[str, str]]
+    bias: Tensor | None = None
 
 
 class DecodedPrototypes(NamedTuple):
@@ -65,6 +75,12 @@ class ExplainsByDistance:
 
     measure = "distance"
     """What the page calls the distances."""
+    larger_is_nearer = False
+    """Whether they are similarities."""
+    origin = "decoded"
+    """How a prototype became a picture."""
+    about = _ABOUT
+    """What a reader of the page has to know about prototypes and distances."""
     remark = ""
     """What a reader of the page has to know about this network."""
 
@@ -74,8 +90,8 @@ class ExplainsByDistance:
         """The evidence of some images; ``data`` is what the network was trained on, where facts need it."""
         raise TypeError(f"{type(self).__name__} does not say what its logits are sums of")
 
-    def decoded_prototypes(self) -> DecodedPrototypes:
-        """Pictures of the prototypes."""
+    def decoded_prototypes(self, data: ImageDataModule | None = None) -> DecodedPrototypes:
+        """Pictures of the prototypes; ``data`` is what the network was trained on, where pictures need it."""
         raise TypeError(f"{type(self).__name__} does not draw its prototypes")
 
     def explain(
@@ -94,7 +110,7 @@ class ExplainsByDistance:
         Returns:
             For each image its explanations by falling probability. Every prototype is in each explanation, its
             ``similarity`` is the distance; the contributions add up to the logit. A prototype stands for the class
-            to which it has its lowest weight: the one that nearness costs least.
+            for which nearness speaks most: that of its lowest weight, of similarities that of its highest.
 
         Raises:
             ValueError: unknown class, or another number of names than images.
@@ -111,14 +127,14 @@ class ExplainsByDistance:
     ) -> list[tuple[Explanation, ...]]:
         names = cast(Any, self).class_names
         weight, distances = found.weight.cpu().double(), found.distances.cpu().double()
-        owners = _owners(weight, names)
+        owners = [names[c] for c in (weight.argmax(0) if self.larger_is_nearer else weight.argmin(0)).tolist()]
 
         def evidence(n: int, c: int) -> tuple[Evidence, ...]:
             rows = zip(owners, distances[n].tolist(), weight[c].tolist())
             items = [Evidence(p, "prototypes", (owner,), d, w) for p, (owner, d, w) in enumerate(rows)]
             return tuple(sorted(items, key=lambda item: -item.contribution))
 
-        return class_explanations(names, sample_ids, labels, found.logits, found.probabilities, evidence)
+        return class_explanations(names, sample_ids, labels, found.logits, found.probabilities, evidence, found.bias)
 
     def explain_images(
         self,
@@ -135,7 +151,7 @@ class ExplainsByDistance:
         inputs = torch.stack([data.model_input(place) for place in places])
         found = self._evaluated(inputs, data)
         with torch.no_grad(), evaluation_mode(net):
-            gallery = _Gallery(self.decoded_prototypes(), self.measure)
+            gallery = _Gallery(self.decoded_prototypes(data), self.measure, self.origin, self.larger_is_nearer)
         samples = []
         for n, (name, place, explanations) in enumerate(
             zip(images, places, self._explained(found, images, labels), strict=True)
@@ -149,7 +165,7 @@ class ExplainsByDistance:
                     targets=None if row is None else tuple(data.describe(row)[1]),
                     requested=labels is not None,
                     image=data.view(place),
-                    reconstruction=_picture(found.reconstruction[n]),
+                    reconstruction=None if found.reconstruction is None else _picture(found.reconstruction[n]),
                 )
             )
         return render_report(
@@ -163,26 +179,13 @@ class ExplainsByDistance:
             },
             draw_query=gallery.query,
             draw_evidence=gallery.evidence,
-            footer=f"{_FOOTER} {self.remark}".strip(),
+            footer=f"{self.about} {self.remark}".strip(),
             noun="Image",
             threshold="Best other class",
             measure=self.measure,
             without_case="",
             top=top,
         )
-
-
-_FOOTER = (
-    "Pictures of prototypes are what the decoder makes of them; no training image looks exactly so. Distances are "
-    "squared, between the codes of image and prototype. A prototype stands for the class to which it has its lowest "
-    "weight: the farther the image is from it, the more it takes from that class and the more it adds to others, so "
-    "that a prototype which speaks for a class is mostly one of another class that the image is far from."
-)
-
-
-def _owners(weight: Float[Tensor, "C P"], names: Sequence[str]) -> list[str]:
-    """The class to which each prototype has its lowest weight."""
-    return [names[c] for c in weight.argmin(0).tolist()]
 
 
 def _picture(pixels: Float[Tensor, "channels S S"]) -> Image.Image:
@@ -195,14 +198,14 @@ class _DecodedSample(ReportSection):
     """An explained image and what the decoder makes of its code."""
 
     image: Image.Image = field(kw_only=True)
-    reconstruction: Image.Image = field(kw_only=True)
+    reconstruction: Image.Image | None = field(kw_only=True)
 
 
 class _Gallery:
     """Draws the page's pictures; each prototype is drawn once."""
 
-    def __init__(self, prototypes: DecodedPrototypes, measure: str) -> None:
-        self.measure = measure
+    def __init__(self, prototypes: DecodedPrototypes, measure: str, origin: str, larger_is_nearer: bool) -> None:
+        self.measure, self.origin, self.larger_is_nearer = measure, origin, larger_is_nearer
         self.images = [_picture(image) for image in prototypes.images]
         self.small = [self._thumbnail(image, f"prototype {p}") for p, image in enumerate(self.images)]
         self.samples: list[Markup] = []
@@ -221,18 +224,19 @@ class _Gallery:
 
     def query(self, sample: _DecodedSample) -> Picture:
         """The image, its reconstruction, and all prototypes from near to far."""
-        pair = _row(
-            [draw_image(sample.image, None, sample.sample_id), draw_image(sample.reconstruction, None, "decoded")]
-        )
+        pictures, decoded = [draw_image(sample.image, None, sample.sample_id)], ""
+        if sample.reconstruction is not None:
+            pictures.append(draw_image(sample.reconstruction, None, "decoded"))
+            decoded = ", and what the decoder makes of its code"
         tables = [self._table(item) for item in sample.explanations]
         caption = (
-            f"Image {sample.sample_id} as the model's input, and what the decoder makes of its code. Below, all "
-            f"prototypes from near to far, with the classifier's weights."
+            f"Image {sample.sample_id} as the model's input{decoded}. Below, all prototypes from near to far, with the "
+            f"classifier's weights."
         )
-        return Picture(Markup("").join([pair, *tables]), caption, wide=True)
+        return Picture(Markup("").join([_row(pictures), *tables]), caption, wide=True)
 
     def _table(self, explanation: Explanation) -> Markup:
-        nearest = sorted(explanation.evidence, key=lambda item: item.similarity)
+        nearest = sorted(explanation.evidence, key=lambda item: item.similarity, reverse=self.larger_is_nearer)
         rows: dict[str, list[Any]] = {
             "": [self.small[item.prototype] for item in nearest],
             "prototype": [str(item.prototype) for item in nearest],
@@ -254,7 +258,9 @@ class _Gallery:
         p = item.prototype
         query = Picture(draw_image(sample.image, None, sample.sample_id), "This image.")
         found = [
-            Comparison(query, Picture(draw_image(self.images[p], None, f"prototype {p}"), f"Prototype {p}, decoded."))
+            Comparison(
+                query, Picture(draw_image(self.images[p], None, f"prototype {p}"), f"Prototype {p}, {self.origin}.")
+            )
         ]
         if self.samples and self.spread:
             heat, most = self.spread[p]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,7 +43,7 @@ class FoldEmbeddings(FoldScores):
         return self.fold()
 
 
-class EmbeddingModule(ImageSystem):
+class EmbeddingModule(ImageSystem, ABC):
     """Evaluation of embeddings over whole folds; a system adds its network, its loss, :meth:`embed`, :meth:`figures`.
 
     The validation and the test fold are embedded batch by batch, gathered over all ranks, and only then judged. A test
@@ -57,9 +58,9 @@ class EmbeddingModule(ImageSystem):
         super().__init__(image_size, in_channels)
         self.val_fold, self.test_fold, self.gallery_fold = FoldEmbeddings(), FoldEmbeddings(), FoldEmbeddings()
 
+    @abstractmethod
     def embed(self, images: Float[Tensor, "N channels S S"]) -> Float[Tensor, "N D"]:
         """Embeddings of a batch, as they are compared."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how it embeds")
 
     def forward(self, images: Float[Tensor, "N channels S S"]) -> Float[Tensor, "N D"]:
         """Embeddings."""
@@ -72,7 +73,8 @@ class EmbeddingModule(ImageSystem):
         gallery: Float[Tensor, "G D"] | None = None,
         gallery_targets: Int[Tensor, "G"] | None = None,
     ) -> Mapping[str, float]:
-        """Names and values of what a fold's embeddings are judged by; logged as ``val/NAME`` and ``test/NAME``.
+        """Names and values of what a fold's embeddings are judged by; logged as ``val/NAME`` and ``test/NAME``. None
+        by default, for systems that judge otherwise.
 
         Args:
             embeddings: of the fold, or of its queries.
@@ -80,7 +82,7 @@ class EmbeddingModule(ImageSystem):
             gallery: what queries are compared with; ``None``: each other.
             gallery_targets: classes of the gallery.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say what embeddings are judged by")
+        return {}
 
     def result_rows(self, figures: Mapping[str, float]) -> list[dict[str, Any]]:
         """Rows of the table that ``test`` prints, made of its figures."""

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from proto_core.explain import Case, Evidence, Explanation
 from proto_core.modes import evaluation_mode
-from proto_core.prototypes import PartPrototypes
+from proto_core.prototypes import PrototypeLayer
 from proto_vision.data.module import ImageDataModule
+from proto_vision.report import ImageSample, image_report
 
 __all__ = ["ExplainsImages", "ExplainsParts", "PartEvidence", "class_explanations", "pixels_of", "prototype_records"]
 
@@ -32,13 +33,17 @@ class PartEvidence(NamedTuple):
         similarities: ``[N, P]`` what the head saw.
         maps: ``[N, P, h, w]`` similarities at every place.
         weight: ``[C, P]`` the head's weights.
+        bias: ``[C]`` what the logits have beside the sums, or ``None``.
+        stands_for: ``[P, C]`` classes of each prototype, where not the layer but the head says so.
     """
 
     group: str
-    layer: PartPrototypes
+    layer: PrototypeLayer
     similarities: Tensor
     maps: Tensor
     weight: Tensor
+    bias: Tensor | None = None
+    stands_for: Tensor | None = None
 
 
 def pixels_of(row: int, column: int, map_size: tuple[int, int], image_size: int, patch: int = 1) -> Location:
@@ -66,7 +71,7 @@ def pixels_of(row: int, column: int, map_size: tuple[int, int], image_size: int,
 
 @runtime_checkable
 class ExplainsImages(Protocol):
-    """A network that writes its own report, where its evidence is no part of a training image."""
+    """A network that writes the report of some images."""
 
     def explain_images(
         self,
@@ -89,7 +94,7 @@ class ExplainsImages(Protocol):
 
 
 class ExplainsParts:
-    """``explain``, mixed into a network that offers ``part_evidence``."""
+    """``explain`` and ``explain_images``, mixed into a network that offers ``part_evidence``."""
 
     def part_evidence(self, images: Float[Tensor, "N channels S S"]) -> tuple[Float[Tensor, "N C"], list[PartEvidence]]:
         """Logits, and for each set of prototypes what they are sums of."""
@@ -123,7 +128,59 @@ class ExplainsParts:
             return _weighted(self._evidence(n, sets, known), sets, c)
 
         names = cast(Any, self).class_names
-        return class_explanations(names, sample_ids, labels, logits, logits.cpu().double().softmax(1), evidence)
+        bias = [part.bias for part in sets if part.bias is not None]
+        return class_explanations(
+            names,
+            sample_ids,
+            labels,
+            logits,
+            self.stated_probabilities(logits),
+            evidence,
+            torch.stack(bias).sum(0) if bias else None,
+        )
+
+    def stated_probabilities(self, logits: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+        """The probabilities that the page states."""
+        return logits.cpu().double().softmax(1)
+
+    def explain_images(
+        self,
+        data: ImageDataModule,
+        images: Sequence[str],
+        *,
+        labels: Sequence[str] | None = None,
+        top: int = 3,
+        source: str = "",
+    ) -> str:
+        """See :class:`ExplainsImages`."""
+        net = cast(Any, self)
+        places = [data.find_image(name) for name in images]
+        inputs = torch.stack([data.model_input(place) for place in places])
+        explained = net.explain(inputs, list(images), labels)
+        samples = []
+        for n, (name, place, explanations) in enumerate(zip(images, places, explained, strict=True)):
+            shown = {
+                item.prototype for e in explanations for item in (*e.strongest_for(top), *e.strongest_against(top))
+            }
+            maps = self.similarity_maps(inputs[n : n + 1])[0]
+            row = data.find_row(place) if isinstance(place, str) else None
+            samples.append(
+                ImageSample(
+                    sample_id=name,
+                    image=data.view(place),
+                    heat={prototype: maps[prototype].cpu() for prototype in shown},
+                    explanations=explanations,
+                    targets=None if row is None else tuple(data.describe(row)[1]),
+                    requested=labels is not None,
+                )
+            )
+        info = {
+            "model": f"{net.paper.title} ({net.system})",
+            "classes": str(net.num_classes),
+            "prototypes": str(sum(layer.num_prototypes for layer in net.prototype_layers().values())),
+            "checkpoint": source,
+        }
+        return image_report(samples, title="Why the model says so", model_info=info, read_case=data.view, top=top)
 
     @torch.no_grad()
     def similarity_maps(self, images: Float[Tensor, "N channels S S"]) -> Float[Tensor, "N P h w"]:
@@ -141,7 +198,7 @@ class ExplainsParts:
         """Classes and case of every prototype of a set."""
         net, layer = cast(Any, self), part.layer
         size, patch = (part.maps.shape[-2], part.maps.shape[-1]), layer.prototypes.shape[-1]
-        identity = layer.class_identity.bool().tolist()
+        identity = (layer.class_identity if part.stands_for is None else part.stands_for).bool().tolist()
         index, position = layer.case_index.tolist(), layer.case_position.tolist()
         found: list[tuple[tuple[str, ...], Case | None]] = []
         for p, row in enumerate(identity):
@@ -185,6 +242,7 @@ def class_explanations(
     logits: Float[Tensor, "N C"],
     probabilities: Float[Tensor, "N C"],
     evidence: Callable[[int, int], tuple[Evidence, ...]],
+    bias: Float[Tensor, " C"] | None = None,
 ) -> list[tuple[Explanation, ...]]:
     """The explanations of some images, for the classes asked for or the most probable one.
 
@@ -195,6 +253,7 @@ def class_explanations(
         logits: of the images.
         probabilities: of the images.
         evidence: row, class -> all evidence, by falling contribution.
+        bias: what the logits have beside the evidence.
 
     Returns:
         For each image its explanations by falling probability; the threshold is the highest probability of another
@@ -210,6 +269,7 @@ def class_explanations(
     if unknown:
         raise ValueError(f"labels: the model does not know {unknown}")
     logits, probabilities = logits.cpu().double(), probabilities.cpu().double()
+    constants = [0.0] * len(names) if bias is None else bias.cpu().double().tolist()
     results = []
     for n, sample_id in enumerate(sample_ids):
         chosen = [names.index(name) for name in labels or ()] or [int(probabilities[n].argmax())]
@@ -222,7 +282,7 @@ def class_explanations(
                     logit=float(logits[n, c]),
                     probability=float(probabilities[n, c]),
                     threshold=_best_other(probabilities[n], c),
-                    bias=0.0,
+                    bias=constants[c],
                     evidence=evidence(n, c),
                 )
                 for c in chosen

@@ -172,6 +172,6 @@ class CaseBasedModule(ExplainsByDistance, ImageClassifier):
         weight = self.network.classifier.weight
         return DecodedEvidence(out.logits, out.logits.softmax(1), out.distances, weight, out.reconstruction, facts)
 
-    def decoded_prototypes(self) -> DecodedPrototypes:
+    def decoded_prototypes(self, data: ImageDataModule | None = None) -> DecodedPrototypes:
         """The prototypes through the decoder."""
         return DecodedPrototypes(self.network.prototype_images())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import torch
+from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 __all__ = ["AUGMENTATIONS", "Augmentation", "augmentation"]
@@ -23,6 +25,7 @@ Augmentation = Literal[
     "tilt",
     "jitter",
     "wide",
+    "zoom",
 ]
 
 _SIMCLR_JITTER = (0.4, 0.4, 0.4, 0.1)
@@ -31,6 +34,12 @@ _STRONG_JITTER = (0.4, 0.4, 0.4, 0.4)
 
 def _crop(size: int, scale: tuple[float, float] = (0.08, 1.0)) -> list[Any]:
     return [v2.RandomResizedCrop(size, scale=scale, antialias=True), v2.RandomHorizontalFlip()]
+
+
+def _lit(image: Image.Image) -> Image.Image:
+    """Every pixel brighter or darker by one value, up to a fifth of the range."""
+    shift = round(255 * (0.4 * float(torch.rand(())) - 0.2))
+    return image.point(lambda value: min(max(value + shift, 0), 255))
 
 
 _STEPS: dict[str, Callable[[list[Any], int], list[Any]]] = {
@@ -71,6 +80,13 @@ _STEPS: dict[str, Callable[[list[Any], int], list[Any]]] = {
         v2.ColorJitter(*_SIMCLR_JITTER[:3]),
     ],
     "wide": lambda geometry, size: _crop(size, (0.16, 1.0)),
+    "zoom": lambda geometry, size: [
+        *geometry,
+        v2.Pad(max(size // 8, 1), padding_mode="edge"),
+        v2.RandomAffine(0, scale=(0.9, 1.1), interpolation=InterpolationMode.BILINEAR),
+        v2.CenterCrop(size),
+        v2.Lambda(_lit),
+    ],
     "tilt": lambda geometry, size: [
         *geometry,
         v2.RandomAffine(10, (0.1, 0.1), (0.9, 1.1), interpolation=InterpolationMode.BILINEAR),
@@ -92,7 +108,8 @@ def augmentation(name: str, geometry: Sequence[Any], size: int) -> list[Any]:
             colour jitter of 0.4 in all four); ``"window"`` (shorter side to 8/7 of
             the size, random crop, flip: ProtoGCD's); ``"tilt"`` (turns of 10 degrees, shifts and scales of 10 %, no
             flip: for characters); ``"jitter"`` (as ``"shift"``, then brightness, contrast and saturation of
-            0.4: OPL's); ``"wide"`` (random resized crop of 16 % to all, flip: metric learning's).
+            0.4: OPL's); ``"wide"`` (random resized crop of 16 % to all, flip: metric learning's); ``"zoom"`` (scales of
+            10 %, brightness shifted by up to a fifth of the range, no flip: Prob-PSENN's for colour).
         geometry: steps of a test image.
         size: height and width of the result, in pixels.
 

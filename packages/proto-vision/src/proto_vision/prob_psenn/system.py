@@ -7,6 +7,7 @@ be repeated; the diagonal start stores standard deviations, not variances; image
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
@@ -206,7 +207,7 @@ class ProbPSENNModule(ExplainsByDistance, ImageClassifier):
 
     def class_logits(self, images: Float[Tensor, "N channels S S"]) -> Float[Tensor, "N C"]:
         """Logarithm of the mean over samples of the probabilities."""
-        return self.sampled_logits(images)[0].log_softmax(2).logsumexp(1) - torch.tensor(self.eval_samples).log()
+        return self.sampled_logits(images)[0].log_softmax(2).logsumexp(1) - math.log(self.eval_samples)
 
     # -- training
 
@@ -319,7 +320,7 @@ class ProbPSENNModule(ExplainsByDistance, ImageClassifier):
         picture = (self.network.decoder(latents) + 1) / 2
         return DecodedEvidence(logits.mean(1), chosen, means, self.network.classifier.weight, picture, rows)
 
-    def decoded_prototypes(self) -> DecodedPrototypes:
+    def decoded_prototypes(self, data: ImageDataModule | None = None) -> DecodedPrototypes:
         """The means, some samples, and the spread of all samples that evaluation uses."""
         net = self.network
         samples = net.sample(noise=self.eval_noise)

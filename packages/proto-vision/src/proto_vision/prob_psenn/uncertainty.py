@@ -63,6 +63,8 @@ def overlap_index(
     if readable(predicted) and not bool(((predicted >= 0) & (predicted < classes)).all()):
         raise ValueError(f"predicted: found classes {predicted.unique().tolist()}, needed 0 to {classes - 1}")
     check_positive(num_points=num_points)
+    if not len(distances):
+        return full_precision(distances).sum(dim=(1, 2))
     distances = full_precision(distances)
     collapsed = distances.amax(2) == distances.amin(2)
     if bool(collapsed.any()):
@@ -79,7 +81,7 @@ def overlap_index(
         chosen = distances[rows, predicted[rows]].unsqueeze(1)
         mine = _density(grid, chosen, width[rows].gather(1, own[rows]))
         parts.append(torch.minimum(_density(grid, distances[rows], width[rows]), mine).sum(2))
-    overlap = torch.cat(parts) * step if parts else torch.zeros_like(step)
+    overlap = torch.cat(parts) * step
     silent = collapsed | collapsed.gather(1, own) | (torch.arange(classes, device=own.device) == own)
     return overlap.masked_fill(silent, 0).amax(1)
 
