@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from proto_vision.data.module import ImageDataModule
 __all__ = ["JudgedLabels", "JudgesLabels", "judge_data", "plain_batches", "suspicion_sheet", "write_suspicions"]
 
 
+@runtime_checkable
 class JudgesLabels(Protocol):
     """A trained system that says which labels look wrong."""
 

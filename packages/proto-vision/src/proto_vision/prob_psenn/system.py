@@ -200,7 +200,7 @@ class ProbPSENNModule(ExplainsByDistance, ImageClassifier):
 
     def sampled_logits(
         self, images: Float[Tensor, "N channels S S"]
-    ) -> tuple[Float[Tensor, "N S C"], Float[Tensor, "N P S"]]:
+    ) -> tuple[Float[Tensor, "N samples C"], Float[Tensor, "N P samples"]]:
         """Logits and distances for the samples that all evaluation shares."""
         latents = self.network.encode(self.inputs(images))
         return self.network.decide(latents, self.network.sample(noise=self.eval_noise))
