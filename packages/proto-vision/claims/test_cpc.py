@@ -7,7 +7,9 @@ Then on photographs of four kinds of things. Where too little is learnt before m
 images each) neither finds anything: p 0.52, w 0.53 after 20 epochs of one run.
 """
 
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from statistics import mean
 
 import numpy as np
@@ -18,7 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from proto_core.metrics import auroc
+from proto_vision import ImageFolder
 from proto_vision.cpc import ClassPrototypeCleaner, gmm_clean_probability
+from proto_vision.cpc.network import CPCNetwork
+from proto_vision.data.noise import SymmetricNoise
 
 SEEDS = range(5)
 

@@ -6,6 +6,7 @@ Differences from the authors' code: one prototype per class, no mixtures; the pr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -249,7 +250,7 @@ class ProbPSENNLoss(nn.Module):
 
 
 def cnn32_autoencoder(
-    in_channels: int = 1, dim: int = 40, widths: tuple[int, int, int, int] = (32, 32, 64, 256)
+    in_channels: int = 1, dim: int = 40, widths: Sequence[int] = (32, 32, 64, 256)
 ) -> tuple[nn.Module, nn.Module]:
     """Encoder and decoder of images of 32 x 32 pixels in [-1, 1]; the decoder ends in tanh.
 

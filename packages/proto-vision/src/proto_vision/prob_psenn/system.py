@@ -134,7 +134,7 @@ class ProbPSENNModule(ExplainsByDistance, ImageClassifier):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         dim: int = 40,
-        widths: tuple[int, int, int, int] = (32, 32, 64, 256),
+        widths: Sequence[int] = (32, 32, 64, 256),
         covariance: Literal["full", "diag"] = "full",
         num_samples: int = 10,
         eval_samples: int = 100,
