@@ -165,11 +165,32 @@ def test_zero_projections_and_constant_columns_are_finite():
     assert torch.autograd.grad(value, constant)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("rows", [6, 7, 64])
+def test_columns_that_are_constant_but_for_rounding_are_nothing(rows):
+    one, two = torch.full((rows, 3), 0.3), torch.full((rows, 3), 0.1)
+    assert BarlowTwinsLoss()(one, two) == 3
+    view = torch.randn(rows, 3, generator=torch.Generator().manual_seed(0))
+    leaf = one.clone().requires_grad_()
+    value = BarlowTwinsLoss()(leaf, view)
+    assert value == 3
+    assert (torch.autograd.grad(value, leaf)[0] == 0).all()
+
+
+def test_regularizer_of_half_precision_is_computed_in_full():
+    tau = torch.tensor([0.1, 1.7]).bfloat16()
+    torch.testing.assert_close(temperature_regularizer(tau, 128), temperature_regularizer(tau.float(), 128))
+
+
 def test_targets_and_the_choice_of_negatives_have_no_gradient():
     loss = AdaptiveMultiHeadContrastiveLoss(4, 2, "simsiam", lower=0.1)
     targets = tuple(torch.randn(3, 4, requires_grad=True) for _ in range(2))
     value = loss(torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 3, 4), targets=targets)
     assert torch.autograd.grad(value, targets, allow_unused=True) == (None, None)
+
+
+def test_short_integers_are_labels_too():
+    x, y = torch.randn(9, 4), torch.arange(9) % 3
+    assert torch.equal(knn_predict(x, x, y.to(torch.int16), 3, k=4), knn_predict(x, x, y, 3, k=4))
 
 
 def test_temperatures_stay_between_their_bounds():

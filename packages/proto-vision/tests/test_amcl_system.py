@@ -75,9 +75,12 @@ def by_hand(net, framework, one, two):
     return net.loss(*p, targets=tuple(goals))
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_step_by_hand(framework):
-    net, data = module(framework), batch()
+@pytest.mark.parametrize(
+    ("framework", "negatives"),
+    [*((name, "max") for name in FRAMEWORKS), ("simclr", "logsumexp"), ("moco", "logsumexp")],
+)
+def test_step_by_hand(framework, negatives):
+    net, data = module(framework, negatives=negatives), batch()
     again = copy.deepcopy(net)
     loss = net.training_step(data, 0)
     expected = by_hand(again, framework, *data.image.unbind(1))

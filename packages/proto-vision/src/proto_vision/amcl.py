@@ -281,8 +281,9 @@ class AMCL(EmbeddingModule):
         if self.framework == "moco":
             assert self.teacher is not None
             keys = [self._scaled(self.teacher(view)) for view in (one, two)]
-            forth = self.loss(self.projections(one), keys[1], self.queue)
-            back = self.loss(self.projections(two), keys[0], self.queue)
+            queue = self.queue.clone()  # backward needs what the newest keys overwrite
+            forth = self.loss(self.projections(one), keys[1], queue)
+            back = self.loss(self.projections(two), keys[0], queue)
             if self.training:
                 self._enqueue(torch.cat(keys, dim=1))
             return (forth + back) / 2

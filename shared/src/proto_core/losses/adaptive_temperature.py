@@ -41,6 +41,7 @@ def temperature_regularizer(tau: Float[Tensor, "*shape"], dim: int) -> Float[Ten
         >>> temperature_regularizer(torch.tensor([1.0, 0.5]), 2).round(decimals=4)
         tensor([1.0000, 1.3069])
     """
+    tau = full_precision(tau)
     return 0.5 * dim * tau.log() + tau.reciprocal()
 
 
@@ -412,11 +413,19 @@ def _excluded(rows: slice, scores: Tensor, views: int) -> Tensor:
 
 
 def _correlation(one: Tensor, two: Tensor) -> Tensor:
-    a, b = (
-        (x - x.mean(dim=-2, keepdim=True)) / x.var(dim=-2, keepdim=True).clamp_min(1e-24).sqrt() for x in (one, two)
-    )
+    a, b = (_standardised(x) for x in (one, two))
     with no_autocast(a):
         return a.mT @ b / a.shape[-2]
+
+
+def _standardised(x: Tensor) -> Tensor:
+    """Columns of mean 0 and unbiased deviation 1, at least 1e-12; a constant one is 0 and has no gradient."""
+    # from the first row: the rounding of a constant column's mean would be taken for its spread
+    x = x - x[..., :1, :].detach()
+    spread = x.var(dim=-2, keepdim=True)
+    varies = spread > 0
+    scale = torch.where(varies, torch.where(varies, spread, 1).clamp_min(1e-24).rsqrt(), 0)
+    return (x - x.mean(dim=-2, keepdim=True)) * scale
 
 
 def _off_diagonal(matrix: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def knn_predict(
     check_class_targets(bank, bank_labels, "bank", classes=num_classes)
     similarity, index = nearest(features, bank, k, normalize=True)
     weights = ((similarity - similarity.amax(dim=1, keepdim=True)) / temperature).exp()
-    votes = weights.new_zeros(len(features), num_classes).scatter_add_(1, bank_labels[index], weights)
+    votes = weights.new_zeros(len(features), num_classes).scatter_add_(1, bank_labels[index].long(), weights)
     return votes.argsort(dim=1, descending=True, stable=True)
 
 
