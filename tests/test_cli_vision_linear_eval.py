@@ -82,6 +82,14 @@ def test_a_file_of_features(file: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert f"written: {plot}" in text
 
 
+def test_heads_are_fitted_where_there_is_float64(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    given = ("--samples_per_class", "4", "--repeats", "1", "--out", tmp_path / "curves.csv")
+    assert call("linear-eval", "--features", file, *given) == 0
+    assert len(table(tmp_path / "curves.csv")) == 2
+
+
 def test_a_backbone_on_a_folder_and_its_features_again(images: Path, tmp_path: Path) -> None:
     source = ("--backbone", "pixels", "--data.root", images, "--data.image_size", "4", "--data.val_fraction", "0.0")
     given = ("--samples_per_class", "1", "5", "--repeats", "2", "--eps", "0.01")

@@ -92,6 +92,24 @@ def test_logistic_regression_without_intercept_and_large_offset():
     assert single.linear.weight.dtype == torch.float32
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_logistic_regression_answers_features_of_any_precision(kind):
+    x, y = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)).to(kind), torch.arange(30) % 3
+    head = LogisticRegressionHead(4, 3).fit(x, y)
+    torch.testing.assert_close(head(x), head.linear(x.float()))
+    errors = sample_complexity_curve(lambda: LogisticRegressionHead(4, 3), x, y, x, y, [30], repeats=1)
+    assert errors.item() == pytest.approx((head.predict(x) != y).double().mean().item())
+
+
+@pytest.mark.parametrize("kind", [torch.int16, torch.int32])
+def test_short_integers_are_classes_too(kind):
+    x, y = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
+    for make in (lambda: GaussianNaiveBayes(4, 3), lambda: LogisticRegressionHead(4, 3)):
+        assert torch.equal(make().fit(x, y.to(kind)).predict(x), make().fit(x, y).predict(x))
+    head = LogisticRegressionHead(4, 3)
+    torch.testing.assert_close(head.objective(x, y.to(kind)), head.objective(x, y))
+
+
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), cuts=st.lists(st.integers(0, 40), max_size=5), offset=st.sampled_from([0.0, 1e6]))
 def test_statistics_do_not_depend_on_split_or_order(seed, cuts, offset):

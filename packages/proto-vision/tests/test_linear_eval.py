@@ -58,7 +58,7 @@ def test_heads_say_what_the_authors_and_scikit_learn_say(golden_dir):
     keep = golden["sklearn/keep"]
     for penalty in (1, 10):
         made = LinearEvaluation(C=float(penalty)).heads(len(keep), classes, CPU)["logistic_regression"]()
-        found = made.fit(x[:, keep], y)(test[:, keep].float()).softmax(1)
+        found = made.fit(x[:, keep], y)(test[:, keep]).softmax(1)
         np.testing.assert_allclose(found.detach().numpy(), golden[f"logreg/C{penalty}/proba"], atol=1e-4)
 
 

@@ -48,7 +48,9 @@ def run(arguments: Any) -> int:
     features, source = _features(arguments, device or torch.device("cpu"))
     if saved is not None:
         write_features(saved, features)
-    tensors = [part.to(device) for part in features[:4]]
+    # heads are fitted in float64, which Apple's devices do not have
+    place = torch.device("cpu") if device is not None and device.type == "mps" else device
+    tensors = [part.to(place) for part in features[:4]]
     curves = evaluation(*tensors, progress=_progress)
     curves = curves._replace(accuracy={name: found.cpu() for name, found in curves.accuracy.items()})
     with atomic_write(out) as file:

@@ -131,7 +131,7 @@ class GaussianNaiveBayes(nn.Module):
         self._check_features(x)
         if not bool(x.isfinite().all()):
             raise ValueError("x: found NaN or infinite values, needed numbers")
-        x = x.to(self.means)
+        x, y = x.to(self.means), y.long()
         counts = torch.bincount(y, minlength=len(self.counts))
         size = counts.clamp_min(1).unsqueeze(1)
         means = torch.zeros_like(self.means).index_add_(0, y, x) / size
@@ -268,8 +268,8 @@ class LogisticRegressionHead(nn.Module):
         return f"C={self.C}, max_iter={self.max_iter}, tol={self.tol}, fit_intercept={self.fit_intercept}"
 
     def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
-        """Logits."""
-        return self.linear(x)
+        """Logits, in the layer's precision whatever comes in."""
+        return self.linear(x.to(self.linear.weight.dtype))
 
     def predict(self, x: Float[Tensor, "N D"]) -> Int[Tensor, "N"]:
         """Most probable class."""
@@ -277,7 +277,7 @@ class LogisticRegressionHead(nn.Module):
 
     def objective(self, x: Float[Tensor, "N D"], y: Int[Tensor, "N"]) -> Float[Tensor, ""]:
         """What ``fit`` minimises."""
-        return F.cross_entropy(self.linear(x), y, reduction="sum") + self.linear.weight.square().sum() / (2 * self.C)
+        return F.cross_entropy(self(x), y.long(), reduction="sum") + self.linear.weight.square().sum() / (2 * self.C)
 
     def fit(self, x: Float[Tensor, "N D"], y: Int[Tensor, "N"]) -> LogisticRegressionHead:
         """Minimise the objective in float64 from weights of 0; the layer keeps its own precision.
@@ -291,7 +291,7 @@ class LogisticRegressionHead(nn.Module):
         if not bool(x.isfinite().all()):
             raise ValueError("x: found NaN or infinite values, needed numbers")
         place = self.linear.weight.device
-        x, y = x.detach().to(place, torch.float64), y.to(place)
+        x, y = x.detach().to(place, torch.float64), y.to(place, torch.long)
         weight = torch.zeros_like(self.linear.weight, dtype=torch.float64, requires_grad=True)
         bias = torch.zeros(len(weight), dtype=torch.float64, device=place, requires_grad=self.fit_intercept)
         wanted = [weight, bias] if self.fit_intercept else [weight]
