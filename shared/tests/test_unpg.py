@@ -193,6 +193,14 @@ def test_no_correction_beyond_pi():
     assert loss.cosine(x, torch.tensor([0]))[0, 0].item() == pytest.approx(math.cos(theta + 0.5))
 
 
+@pytest.mark.parametrize("kind", [torch.int16, torch.int32])
+def test_short_integers_are_labels_too(kind):
+    x, y = torch.randn(8, 3), torch.arange(8) % 4
+    loss = UNPGLoss(3, 4)
+    torch.testing.assert_close(loss(x, y.to(kind)), loss(x, y))
+    torch.testing.assert_close(loss.cosine(x, y.to(kind)), loss.cosine(x, y))
+
+
 def test_magface_weights_start_on_the_sphere():
     torch.testing.assert_close(UNPGLoss(8, 5, "magface").weight.norm(dim=1), torch.ones(5))
 
@@ -244,6 +252,12 @@ def test_rates_equal_their_definitions_with_ties(seed, count):
     assert equal_error_rate(scores, labels) == pytest.approx(expected)
     accuracies = [((scores >= t) == labels).mean() for t in scores]
     assert best_threshold_accuracy(scores, labels) == pytest.approx((max(accuracies), scores[np.argmax(accuracies)]))
+
+
+def test_plain_numbers_keep_their_precision():
+    assert best_threshold_accuracy([0.9, 0.3, 0.7], [1, 0, 0]) == (1.0, 0.9)
+    assert best_threshold_accuracy([0.3, 0.9, 0.7], [1, 1, 0]) == (2 / 3, 0.3)
+    assert equal_error_rate([0.9, 0.9 - 1e-12], [1, 0]) == 0.0
 
 
 @settings(max_examples=10, deadline=None)

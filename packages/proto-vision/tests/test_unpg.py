@@ -10,9 +10,9 @@ from PIL import Image
 from torch import nn
 
 from proto_core.losses import UNPGLoss
-from proto_core.metrics import equal_error_rate, rank1_accuracy, tar_at_far
+from proto_core.metrics import VerificationMetrics, equal_error_rate, rank1_accuracy, tar_at_far
 from proto_core.training import Curriculum
-from proto_vision import Digits, ImageFolder, UNPGModule
+from proto_vision import Digits, ImageFolder, UNPGModule, verification
 from proto_vision.data.dataset import ImageBatch
 from proto_vision.data.protocols import UnseenClasses
 from proto_vision.unpg import IResNet, UNPGSchedule
@@ -248,6 +248,22 @@ def test_figures_are_those_of_all_pairs():
     assert found["eer"] == equal_error_rate(scores, labels)
     assert found["tar@0.1"] == tar_at_far(scores, labels, [0.1])
     assert found["rank1"] == rank1_accuracy(x[7:], y[7:], x[:7], y[:7])
+
+
+def test_a_fold_of_all_ranks_is_not_gathered_once_more(monkeypatch):
+    asked = []
+
+    class OfRanks(VerificationMetrics):
+        def __init__(self, *args, **options):
+            def gather(part, group=None):
+                asked.append(part)
+                return [part, part]
+
+            super().__init__(*args, **options, distributed_available_fn=lambda: True, dist_sync_fn=gather)
+
+    monkeypatch.setattr(verification, "VerificationMetrics", OfRanks)
+    assert verification_figures(torch.eye(4), torch.arange(4) // 2)["eer"] == 0.5
+    assert not asked
 
 
 def test_queries_meet_the_gallery_alone():

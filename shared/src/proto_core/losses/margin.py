@@ -137,7 +137,7 @@ class UNPGLoss(nn.Module):
     def forward(self, embeddings: Float[Tensor, "N D"], labels: Int[Tensor, "N"]) -> Float[Tensor, ""]:
         """Loss of a batch of raw embeddings."""
         self._check(embeddings, labels)
-        x = full_precision(embeddings)
+        x, labels = full_precision(embeddings), labels.long()
         if self.gather_distributed:
             x, labels = gather_with_grad(x), gather_with_grad(labels)
         with no_autocast(x):
@@ -156,7 +156,7 @@ class UNPGLoss(nn.Module):
         self._check(embeddings, labels)
         x = full_precision(embeddings)
         with no_autocast(x):
-            return self._margin_cosine(x, labels)
+            return self._margin_cosine(x, labels.long())
 
     def _check(self, embeddings: Tensor, labels: Tensor) -> None:
         check_class_targets(embeddings, labels, "embeddings", classes=len(self.weight))

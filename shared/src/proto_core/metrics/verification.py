@@ -112,7 +112,7 @@ def best_threshold_accuracy(scores: Any, labels: Any) -> tuple[float, float]:
     alike, other = scores[labels == 1].sort().values, scores[labels == 0].sort().values
     right = len(alike) - torch.searchsorted(alike, scores) + torch.searchsorted(other, scores)
     best = int(right.argmax())
-    return float(right[best] / len(scores)), float(scores[best])
+    return int(right[best]) / len(scores), float(scores[best])
 
 
 def rank1_accuracy(
@@ -226,7 +226,10 @@ class VerificationMetrics(SampleLists):
 
 def _pairs(scores: Any, labels: Any) -> tuple[Tensor, Tensor]:
     """Scores in float64 and labels on the host, checked."""
-    scores = torch.as_tensor(scores).detach().cpu().double()
+    # plain numbers are float64, which as_tensor alone would cut to float32
+    scores = (
+        scores.detach().cpu().double() if isinstance(scores, Tensor) else torch.as_tensor(scores, dtype=torch.float64)
+    )
     labels = torch.as_tensor(labels).detach().cpu()
     if scores.ndim != 1 or scores.shape != labels.shape:
         raise ValueError(
