@@ -219,6 +219,7 @@ def test_bad_input_is_named():
         (lambda: model.predict(x), "found no sample"),
         (lambda: model.fit(x, y + 1), "targets: found 3, needed classes 0 to 2"),
         (lambda: model.fit(x * torch.nan, y), "x: found NaN"),
+        (lambda: GaussianNaiveBayes(2, 3).fit(x, y).predict(x * torch.nan), "x: found NaN"),
         (lambda: model.fit(x[:, :1], y), r"x: found shape \(6, 1\)"),
         (lambda: model.fit(x, y.float()), "targets: found torch.float32"),
         (lambda: model.merge(GaussianNaiveBayes(3, 3)), "other: found sizes"),

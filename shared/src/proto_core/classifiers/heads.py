@@ -129,8 +129,6 @@ class GaussianNaiveBayes(nn.Module):
         """
         check_class_targets(x, y, "x", classes=len(self.counts), empty=True)
         self._check_features(x)
-        if not bool(x.isfinite().all()):
-            raise ValueError("x: found NaN or infinite values, needed numbers")
         x, y = x.to(self.means), y.long()
         counts = torch.bincount(y, minlength=len(self.counts))
         size = counts.clamp_min(1).unsqueeze(1)
@@ -175,7 +173,7 @@ class GaussianNaiveBayes(nn.Module):
         """``log p(x | k)`` in float64; minus infinity for a class without a sample.
 
         Raises:
-            ValueError: nothing fitted yet, shapes that do not fit, a variance of 0 (give an eps).
+            ValueError: nothing fitted yet, shapes that do not fit, NaN, a variance of 0 (give an eps).
         """
         self._check_features(x)
         if not bool(self.counts.any()):
@@ -212,6 +210,8 @@ class GaussianNaiveBayes(nn.Module):
     def _check_features(self, x: Tensor) -> None:
         if x.ndim != 2 or x.shape[1] != self.means.shape[1]:
             raise ValueError(f"x: found shape {tuple(x.shape)}, needed [N, {self.means.shape[1]}]")
+        if not bool(x.isfinite().all()):
+            raise ValueError("x: found NaN or infinite values, needed numbers")
 
 
 class LogisticRegressionHead(nn.Module):
