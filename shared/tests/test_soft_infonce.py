@@ -162,6 +162,22 @@ def test_reciprocal_ranks_equal_the_authors_code(golden_dir):
     assert torch.equal(within, torch.where(found >= 1 / 3 - 1e-12, found, 0.0))
 
 
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), cutoff=st.integers(1, 12))
+def test_reciprocal_ranks_are_places_in_a_stable_sort(seed, cutoff):
+    """Small integers make many ties."""
+    g = np.random.default_rng(seed)
+    query, gallery = g.integers(-1, 2, (7, 2)).astype(float), g.integers(-1, 2, (9, 2)).astype(float)
+    names, codes = g.integers(0, 5, 7), g.integers(0, 4, 9)  # some have no code at all
+    order = np.argsort(-query @ gallery.T, axis=1, kind="stable")
+    expected = []
+    for row, name in zip(order, names):
+        places = [place for place, column in enumerate(row, 1) if codes[column] == name]
+        expected.append(1 / places[0] if places and places[0] <= cutoff else 0.0)
+    found = reciprocal_ranks(*map(torch.from_numpy, (query, gallery, names, codes)), cutoff)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 def test_reciprocal_ranks_refuse():
     x, y = torch.eye(2), torch.arange(2)
     with pytest.raises(ValueError, match="cutoff: found 0"):

@@ -114,6 +114,8 @@ def best_positive_rank(
     query_labels: Int[Tensor, "Q"],
     gallery: Float[Tensor, "G D"] | None = None,
     gallery_labels: Int[Tensor, "G"] | None = None,
+    *,
+    in_order: bool = False,
 ) -> Int[Tensor, "Q"]:
     """How many negatives are strictly more similar (dot product) to a query than its best positive.
 
@@ -123,6 +125,7 @@ def best_positive_rank(
         gallery: rows; ``None``: the queries themselves, each left out of its own ranking by taking the second largest
             of the similarities of its label.
         gallery_labels: one label per gallery row; with ``gallery``.
+        in_order: count negatives that are as similar as the first best positive and stand before it, too.
 
     Returns:
         0 where the best positive leads.
@@ -163,7 +166,12 @@ def best_positive_rank(
             raise ValueError(f"query_labels: found no other sample of label {label} (query {first}), needed one")
         own = torch.where(same, similarity, -torch.inf)
         best = own.topk(2, dim=1).values[:, 1] if itself else own.amax(dim=1)
-        ranks.append(((similarity > best.unsqueeze(1)) & ~same).sum(dim=1))
+        ahead = similarity > best.unsqueeze(1)
+        if in_order:
+            ties = similarity == best.unsqueeze(1)
+            place = torch.arange(len(gallery), device=ties.device)
+            ahead |= ties & (place < (ties & same).int().argmax(dim=1, keepdim=True))
+        ranks.append((ahead & ~same).sum(dim=1))
     return torch.cat(ranks)
 
 
@@ -206,7 +214,7 @@ def reciprocal_ranks(
 ) -> Float[Tensor, "Q"]:
     """One over the rank (by dot product, from 1) of the first gallery row of each query's label.
 
-    0 where that rank is beyond the cutoff, or no row has the label; equal scores favour the query.
+    0 where that rank is beyond the cutoff, or no row has the label; rows of equal scores rank by their place.
 
     Args:
         query: rows, used as they are.
@@ -230,8 +238,8 @@ def reciprocal_ranks(
     found = torch.zeros(len(query), dtype=torch.float64, device=query.device)
     known = torch.isin(query_labels, gallery_labels)
     if bool(known.any()):
-        rank = best_positive_rank(query[known], query_labels[known], gallery, gallery_labels).double() + 1
-        found[known] = torch.where(rank <= cutoff, rank.reciprocal(), 0.0)
+        rank = best_positive_rank(query[known], query_labels[known], gallery, gallery_labels, in_order=True) + 1
+        found[known] = torch.where(rank <= cutoff, rank.double().reciprocal(), 0.0)
     return found
 
 
