@@ -334,6 +334,15 @@ def test_bad_arguments_are_named():
         small(schedule=Schedule(rounds=0))
 
 
+def test_no_record_gives_no_row():
+    for branch, shape in [
+        (ProtoECGBranch1d(2, 1, proto_dim=8, backbone="resnet1d10_narrow"), (0, 12, 320)),
+        (ProtoECGBranch2d(2, 1, proto_dim=8, backbone="resnet10_narrow"), (0, 1, 12, 320)),
+    ]:
+        logits, similarities = branch.eval()(torch.zeros(shape))
+        assert (logits.shape, similarities.shape) == ((0, 2), (0, 2))
+
+
 def test_branches_without_add_on_have_stages_that_train_what_there_is():
     net = ProtoECGNet(
         Branch1d(1, proto_dim=128, backbone="resnet1d10_narrow", add_on="identity"),
