@@ -112,6 +112,26 @@ def test_ties_at_the_border_all_stay():
     torch.testing.assert_close(HardContrastiveLoss(1.0, 1 / 3)(a, a, negatives), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_negatives_tie_whatever_their_products_round_to(dtype):
+    apart = False
+    for seed in range(20):
+        g = torch.Generator().manual_seed(seed)
+        count, dim = 5 + seed % 13, 7 + 11 * seed
+        a, once = (torch.randn(rows, dim, generator=g, dtype=dtype) for rows in (1 + seed % 7, count))
+        negatives = torch.cat([once, once])
+        for normalize in (True, False):
+            similarity = F.normalize(a) @ F.normalize(negatives).T if normalize else a @ negatives.T
+            apart |= not torch.equal(similarity[:, :count], similarity[:, count:])
+            # asked for three, the second of the second pair comes along, as if four were asked for
+            shares = 3 / (2 * count), 4 / (2 * count)
+            three, four = (HardContrastiveLoss(0.5, share, normalize)(a, -a, negatives) for share in shares)
+            torch.testing.assert_close(three, four)
+            three, four = (SimpleContrastiveLoss(1.0, share, normalize)(a, -a, negatives) for share in shares)
+            torch.testing.assert_close(three, four)
+    assert apart  # or this shows nothing
+
+
 def test_limits_of_the_temperature():
     a, p = pairs(2)
     s = F.normalize(a) @ F.normalize(p).T

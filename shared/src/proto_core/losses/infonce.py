@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -226,8 +226,8 @@ class SimpleContrastiveLoss(nn.Module):
             alpha = self.alpha
 
             def terms(rows: slice, f: Tensor, others: tuple[Tensor, ...]) -> Tensor:
-                similarity, negative, count = _similarities(rows, f, others)
-                return torch.where(_hardest(similarity, negative, count, alpha), similarity, 0).sum(dim=1)
+                similarity, kept = _similarities(rows, f, others, alpha)
+                return torch.where(kept, similarity, 0).sum(dim=1)
 
             return self.weight * _mean_of_rows(terms, f, others, self.chunk_size) - own.mean()
 
@@ -257,42 +257,43 @@ def _rows(
     return f, (g,) if negatives is None else (g, ready(negatives).to(g))
 
 
-def _similarities(rows: slice, f: Tensor, others: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, int]:
-    """Similarities of some anchors to all candidates, which of these are negatives, and how many a row has.
+def _similarities(
+    rows: slice, f: Tensor, others: tuple[Tensor, ...], alpha: float | None
+) -> tuple[Float[Tensor, "R K"], Bool[Tensor, "R K"]]:
+    """Similarities of some anchors to all candidates, and which of these are negatives that stay.
 
-    ``others`` are the positives, whose row i is no negative of anchor i, or the positives and a bank.
+    ``others`` are the positives, whose row i is no negative of anchor i, or the positives and a bank. With ``alpha``
+    only negatives stay that are at least as similar as the last of that share of a row's negatives.
     """
     in_batch = len(others) == 1
     similarity = f[rows] @ others[-1].T
     negative = torch.ones_like(similarity, dtype=torch.bool)
     if in_batch:
         negative.diagonal(offset=rows.start).fill_(False)
-    return similarity, negative, similarity.shape[1] - in_batch
-
-
-def _hardest(similarity: Tensor, negative: Tensor, count: int, alpha: float | None) -> Tensor:
-    """Negatives at least as similar as the last of the share ``alpha`` of a row's ``count`` negatives."""
+    count = similarity.shape[1] - in_batch
     if alpha is None or alpha == 1 or count == 0:
-        return negative
+        return similarity, negative
     number = max(1, math.ceil(alpha * count - 1e-9))
     with torch.no_grad():
-        candidates = torch.where(negative, similarity, -torch.inf)
-        return negative & (similarity >= candidates.topk(number, dim=1).values[:, -1:])
+        border = torch.where(negative, similarity, -torch.inf).topk(number, dim=1).values[:, -1:]
+        # products with equal rows may be rounded apart: they tie all the same
+        lengths = (torch.linalg.vector_norm(x, dim=1) for x in (f[rows], others[-1]))
+        raised = torch.addr(similarity, *lengths, alpha=4 * torch.finfo(f.dtype).eps)
+        return similarity, negative & (raised >= border)
 
 
 def _infonce(rows: slice, f: Tensor, others: tuple[Tensor, ...], temperature: float, alpha: float | None) -> Tensor:
     """One loss per anchor of a block; the positive's logit is that of the candidates where it is among them."""
-    similarity, negative, count = _similarities(rows, f, others)
+    similarity, kept = _similarities(rows, f, others, alpha)
     if len(others) == 1:
         own = similarity.diagonal(offset=rows.start)
-        kept = _hardest(similarity, negative, count, alpha)
         kept.diagonal(offset=rows.start).fill_(True)
         logits = torch.where(kept, similarity / temperature, -torch.inf)
         return logits.logsumexp(dim=1) - own / temperature
     own = (f[rows] * others[0][rows]).sum(dim=1) / temperature
-    if count == 0:
+    if similarity.shape[1] == 0:
         return own * 0
-    logits = torch.where(_hardest(similarity, negative, count, alpha), similarity / temperature, -torch.inf)
+    logits = torch.where(kept, similarity / temperature, -torch.inf)
     return F.softplus(logits.logsumexp(dim=1) - own)
 
 
