@@ -110,8 +110,9 @@ def test_constant_features_are_constant_whatever_their_mean_rounds_to():
     assert tenth.std(correction=0) > 0  # the mean of seven tenths is no tenth
     found = pca_concentration(torch.cat([x, tenth], dim=1))
     torch.testing.assert_close(found["cumulative"][:3], pca_concentration(x)["cumulative"])
-    with pytest.raises(ValueError, match="no variance"):
-        pca_concentration(tenth)
+    for standardize in (True, False):
+        with pytest.raises(ValueError, match="no variance"):
+            pca_concentration(tenth, standardize=standardize)
 
 
 @settings(max_examples=20, deadline=None)
@@ -239,6 +240,7 @@ def test_bad_input_is_named():
         (lambda: pca_concentration(d, 0), "n_components: found 0"),
         (lambda: pca_concentration(torch.ones(4, 2)), "no variance"),
         (lambda: pca_concentration(d * torch.nan), "features: found NaN"),
+        (lambda: pca_concentration(torch.cat([d, d[:, :1] / 0], dim=1)), "features: found NaN or infinite"),
         (lambda: circularity(d[:, :1]), "reps: found 1 feature"),
         (lambda: circularity(d[:1]), "reps: found shape"),
         (lambda: circularity(d * torch.nan), "reps: found NaN"),

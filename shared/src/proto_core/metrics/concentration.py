@@ -42,9 +42,7 @@ def pca_concentration(
         raise ValueError(f"n_components: found {n_components}, needed at least 1")
     if standardize:
         spread = x.square().mean(dim=0).sqrt()
-        # a constant feature's mean is off by rounding: what is left of it is no spread
-        rounding = torch.finfo(x.dtype).eps * len(x) * features.detach().double().abs().amax(dim=0)
-        x = torch.where(spread > rounding, x / torch.where(spread > rounding, spread, 1), 0)
+        x = x / torch.where(spread > 0, spread, 1)
     total = x.square().sum()
     if not bool(total > 0):
         raise ValueError("features: found no variance at all, needed rows that differ")
@@ -101,6 +99,9 @@ def _centred(name: str, rows: Tensor) -> Tensor:
     if rows.ndim != 2 or len(rows) < 2 or rows.shape[1] < 1:
         raise ValueError(f"{name}: found shape {tuple(rows.shape)}, needed [N, D] with at least two rows")
     wide = rows.detach().double()
-    if bool(wide.isnan().any()):
-        raise ValueError(f"{name}: found NaN, needed numbers")
-    return wide - wide.mean(dim=0)
+    if not bool(wide.isfinite().all()):
+        raise ValueError(f"{name}: found NaN or infinite entries, needed numbers")
+    x = wide - wide.mean(dim=0)
+    # a constant feature's mean is off by rounding: what is left of it is no spread
+    rounding = torch.finfo(x.dtype).eps * len(x) * wide.abs().amax(dim=0)
+    return torch.where(x.square().mean(dim=0).sqrt() > rounding, x, 0)
