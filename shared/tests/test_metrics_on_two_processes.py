@@ -25,7 +25,11 @@ from proto_core.metrics import (
 
 RANKS = 2
 SAMPLES = 24
-SPLITS = {"uneven": ((0, 3, 9), (9, 24)), "nothing on the second": ((0, 10, 24), (0,))}
+SPLITS = {
+    "uneven": ((0, 3, 9), (9, 24)),
+    "nothing on the second": ((0, 10, 24), (0,)),
+    "nothing on the first": ((0,), (0, 24)),
+}
 """Limits of the batches of each rank."""
 
 

@@ -99,15 +99,8 @@ class ContinualMetrics:
             "average_accuracy": matrix[-1].mean(),
             "average_incremental_accuracy": (torch.where(seen, matrix, 0).sum(dim=1) / counts).mean(),
         }
-        names = (
-            "backward_transfer",
-            "forgetting",
-            "forgetting_nonnegative",
-            "forgetting_all_tasks",
-            "forward_transfer",
-        )
         if tasks == 1:
-            return {name: float(value) for name, value in found.items()} | dict.fromkeys(names, float("nan"))
+            return {name: float(value) for name, value in found.items()} | dict.fromkeys(OVER_TASKS, float("nan"))
         old, last = seen[:, :-1], matrix[-1, :-1]
         after = torch.where(old, matrix[:, :-1], -torch.inf)
         best_before, best = after[:-1].amax(dim=0), after.amax(dim=0)
