@@ -301,6 +301,13 @@ def test_labels_of_unlabelled_images_are_not_looked_at():
             assert torch.equal(first[name], again[name])
 
 
+@pytest.mark.parametrize("kind", [torch.int32, torch.int16, torch.int8])
+def test_labels_may_be_any_integers(kind):
+    inputs = batch()
+    first, again = (ProtoGCDLoss()(*inputs[:3], labels, inputs[4], 3) for labels in (inputs[3], inputs[3].to(kind)))
+    assert all(torch.equal(first[name], again[name]) for name in TERMS)
+
+
 def test_supervised_contrast_of_few_rows_is_zero_with_a_graph():
     for rows in (0, 1):
         x = torch.rand(rows, 3, requires_grad=True)
@@ -344,6 +351,7 @@ def test_a_feature_without_direction_has_logits_zero():
     out.logits.sum().backward()
     assert not x.grad.any()
     assert torch.equal(head(x.detach().bfloat16()).logits, out.logits)
+    assert head(x.detach().double()).logits.dtype == torch.float64
 
 
 def test_head_starts_as_the_paper_says():
@@ -408,6 +416,7 @@ def test_ties_take_the_smaller_number():
         (lambda: view_contrastive_loss(torch.rand(4, 2), temperature=0), "temperature"),
         (lambda: supervised_contrastive_loss(torch.rand(4, 2), torch.zeros(3).long()), r"found shapes \(4, 2\)"),
         (lambda: supervised_contrastive_loss(torch.rand(4, 2), torch.zeros(4)), "needed integers"),
+        (lambda: ProtoGCDLoss()(*batch()[:3], torch.zeros(6), torch.ones(6), 0), "labels: found torch.float32"),
         (lambda: ProtoGCDLoss(weight_sup=1.5), r"weight_sup: found 1\.5"),
         (lambda: ProtoGCDLoss(weight_entropy=-1), "weight_entropy: found -1"),
         (lambda: ProtoGCDLoss(weight_separation=-1), "weight_separation: found -1"),

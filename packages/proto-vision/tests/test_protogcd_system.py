@@ -144,6 +144,9 @@ def test_folders_of_classes_and_unlabelled_images(folder, tmp_path):
     assert PartlyLabelled(folder).num_classes == 6
     assert len(data.predict_set) == 7
     assert sum(len(batch.image) for batch in data.train_dataloader()) == 7
+    within = PartlyLabelled(folder, unlabelled=folder / "cat" / "a").table
+    assert within.record_ids.count("cat/a/1.png") == 1
+    assert not within.trusted[within.record_ids.index("cat/a/1.png")]
     elsewhere = PartlyLabelled(folder, unlabelled=folder / "other")
     assert elsewhere.known_names == ["cat", "dog", "unlabelled"]
     assert elsewhere.table.class_names == ["cat", "dog", "unlabelled", "unlabelled"]
@@ -178,6 +181,7 @@ def test_new_classes_get_names_that_nobody_has():
         (lambda _: digits(protocol=CategoryDiscovery(classes=["x"])).table, r"classes: found \['x'\]"),
         (lambda f: PartlyLabelled(f / "none").table, "root: .*none' is no folder"),
         (lambda f: PartlyLabelled(f, unlabelled=f / "none").table, "unlabelled: .*none' is no folder"),
+        (lambda f: PartlyLabelled(f, unlabelled=f).table, "found {'labelled': 0"),
         (lambda f: PartlyLabelled(f / "dog").table, "found {'labelled': 0, 'unlabelled': 1} images"),
         (lambda f: PartlyLabelled(f, num_classes=2).class_names, "num_classes: found 2, needed at least 3"),
         (lambda f: PartlyLabelled(f, labels=f / "none.csv").table, r"none.csv' cannot be read"),

@@ -188,7 +188,12 @@ class PartlyLabelled(ImageDataModule):
             raise ValueError(f"unlabelled: {str(self.unlabelled)!r} is no folder, needed one of images without labels")
         apart = (self.root / UNLABELLED).resolve() if apart is None else apart
         parts = [path for path in sorted(self.root.iterdir()) if path.is_dir() and path.name[0] != "."]
-        found = [(image, path.name) for path in parts if path.resolve() != apart for image in find_images(path)]
+        found = [
+            (image, path.name)
+            for path, place in ((path, path.resolve()) for path in parts)
+            for image in find_images(path)
+            if not (place / image.relative_to(path)).is_relative_to(apart)
+        ]
         found += [(image, "") for image in (find_images(apart) if apart.is_dir() else [])]
         found += [(image, "") for image in find_images(self.root) if image.parent == self.root]
         return [self._name(image) for image, _ in found], [label for _, label in found]

@@ -141,7 +141,8 @@ class ProtoGCDLoss(nn.Module):
         ``separation``, ``contrastive``, ``cls``, ``sup_contrastive``.
 
     Raises:
-        ValueError: shapes that do not fit, a label of a labelled image outside 0..K-1, and what the terms refuse.
+        ValueError: shapes that do not fit, labels that are no integers or, of a labelled image, outside
+            0..K-1, and what the terms refuse.
 
     Source:
         arXiv 2504.03755, section 4.
@@ -214,8 +215,10 @@ class ProtoGCDLoss(nn.Module):
                 f"projections, logits, labels, labelled: found shapes {shapes} and {tuple(labelled.shape)}, needed "
                 f"[2 N, P], [2 N, K], [N] and [N]"
             )
+        if labels.is_floating_point() or labels.is_complex():
+            raise ValueError(f"labels: found {labels.dtype}, needed integers")
         known = labelled.bool()
-        targets = torch.where(known, labels, 0)
+        targets = torch.where(known, labels.long(), 0)
         if readable(targets) and bool(((targets < 0) | (targets >= logits.shape[1])).any()):
             wrong = targets[(targets < 0) | (targets >= logits.shape[1])][0]
             raise ValueError(f"labels: found {int(wrong)}, needed classes 0 to {logits.shape[1] - 1} where labelled")

@@ -104,7 +104,9 @@ class ProtoGCDHead(nn.Module):
             raise ValueError(f"features: found shape {found}, needed [N, {self.prototypes.shape[1]}]")
         prototypes = unit_vectors(self.prototypes)
         with no_autocast(features):
-            logits = unit_vectors(features) @ prototypes.T
+            unit = unit_vectors(features)
+            dtype = torch.promote_types(unit.dtype, prototypes.dtype)
+            logits = unit.to(dtype) @ prototypes.to(dtype).T
         projections = self.mlp(features.to(self.prototypes.dtype))
         return HeadOutput(full_precision(projections), logits, prototypes)
 
