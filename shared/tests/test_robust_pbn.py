@@ -173,6 +173,26 @@ def test_states_and_empty_batches():
         assert head(d.bfloat16()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("kind", [torch.int32, torch.int16, torch.int8])
+def test_targets_may_be_any_integers(kind):
+    d, y, s = torch.rand(5, 4), torch.arange(5) % 3, torch.ones(4)
+    r = torch.rand(2, 4, 3) / 8
+    for call in (
+        lambda y: cbc_margin_root(d, r, y),
+        lambda y: robustness_certificate(d, -d.log(), r, s, y),
+        lambda y: RobustnessMarginLoss()(d, r, s, y),
+        lambda y: ProbabilityMarginLoss()(d[:, :3], y),
+    ):
+        assert torch.equal(call(y.to(kind)), call(y))
+
+
+def test_detections_of_two_precisions_take_the_finer_one():
+    x, w, s = torch.rand(5, 3).double(), torch.rand(2, 3), torch.ones(2)
+    for found, expected in zip(rbf_detection(x, w, s), rbf_detection(x, w.double(), s)):
+        assert torch.equal(found, expected)
+        assert found.dtype == torch.float64
+
+
 @pytest.mark.bad_input
 def test_bad_input_is_named():
     d, y, r, s = torch.rand(3, 4), torch.arange(3) % 2, torch.rand(2, 4, 2), torch.ones(4)

@@ -1,5 +1,7 @@
 """Robust prototype-based networks in proto-vision: golden values of the deep parts, both trainings, reports."""
 
+from types import SimpleNamespace
+
 import lightning.pytorch as pl
 import numpy as np
 import pytest
@@ -325,6 +327,16 @@ def test_shallow_losses_and_inputs():
     assert float(net.vectors.scale) == 1
 
 
+def test_processes_start_from_the_components_of_the_first(monkeypatch):
+    net, first = shallow(), []
+    monkeypatch.setattr(f"{RobustPBNModule.__module__}.is_distributed", lambda: True)
+    monkeypatch.setattr("torch.distributed.broadcast", lambda tensor, src: first.append((tensor.fill_(7), src)))
+    net._trainer = SimpleNamespace(datamodule=Digits(image_size=8, batch_size=128))
+    net.on_train_start()
+    assert [src for _, src in first] == [0]
+    assert (net.network.components == 7).all()
+
+
 def test_shallow_on_features_of_a_frozen_encoder(tmp_path):
     data, net = Digits(image_size=8, batch_size=128), shallow(loss="probability", num_components=None)
     net = RobustPBNModule.from_settings(net.settings() | {"backbone": "conv2"})
@@ -382,17 +394,21 @@ def test_deep_losses_of_each_phase():
         near(net.training_step(batch, 0), own.detach(), rtol=1e-5)
         net.stage = net.stages[2]
         near(net.training_step(batch, 0), joint.detach(), rtol=1e-5)
-    weight = net.network.rbf_weight.detach().clone()
-    net.on_train_batch_end(None, batch, 0)
-    near(net.network.rbf_weight, weight - 1e-3, rtol=1e-5)
-    net.stage = net.stages[0]
-    net.on_train_batch_end(None, batch, 0)
-    near(net.network.rbf_weight, weight - 1e-3, rtol=1e-5)
     with pytest.raises(ValueError, match="found one view of each image"):
         net.training_step(batch_of(8, 1, 8, 8), 0)
     net.eval()
     said = net.predict_step(batch_of(8, 1, 8, 8), 0)["probabilities"]
     near(said.sum(1), np.ones(8), rtol=1e-5)
+
+
+@pytest.mark.parametrize("phase, steps", [(0, 0), (1, 2), (2, 2)])
+def test_weights_of_the_baseline_fall_after_every_step(tmp_path, phase, steps):
+    data = Digits(image_size=8, batch_size=64, augment="tilt", views=["tilt"])
+    plan = RobustPBNSchedule(*(int(n == phase) for n in range(3)), lr=1e-12, classifier_lr=1e-12)
+    net = deep(head="rbf", schedule=plan)
+    before = net.network.rbf_weight.detach().clone()
+    trainer(tmp_path, limit_train_batches=6, accumulate_grad_batches=3).fit(net, datamodule=data)
+    near(net.network.rbf_weight, before - steps * 1e-3, rtol=1e-5)
 
 
 def test_deep_training_remembers_cases_and_reports(tmp_path):

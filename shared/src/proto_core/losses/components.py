@@ -58,7 +58,7 @@ class ProbabilityMarginLoss(_MarginLoss):
         check_class_targets(probabilities, targets, "probabilities")
         if probabilities.shape[1] < 2:
             raise ValueError(f"probabilities: found {probabilities.shape[1]} class, needed at least 2")
-        p, column = full_precision(probabilities), targets.unsqueeze(1)
+        p, column = full_precision(probabilities), targets.long().unsqueeze(1)
         other = p.scatter(1, column, -torch.inf).amax(dim=1)
         return self._reduced((other - p.gather(1, column).squeeze(1) + self.margin).relu())
 

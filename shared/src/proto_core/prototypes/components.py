@@ -165,7 +165,7 @@ def cbc_margin_root(
     if classes < 2:
         raise ValueError(f"reasoning: found {classes} class, needed at least 2")
     check_class_targets(detections, targets, "detections", classes=classes)
-    d = _detections(detections)
+    d, targets = _detections(detections), targets.long()
     positive, negative = full_precision(reasoning).to(torch.promote_types(d.dtype, reasoning.dtype))
     d = d.to(positive)
     with no_autocast(d):
@@ -245,8 +245,10 @@ def _exact_distances(x: Tensor, components: Tensor) -> Tensor:
     if x.ndim != 2 or components.ndim != 2 or x.shape[1] != components.shape[1]:
         shapes = f"{tuple(x.shape)} and {tuple(components.shape)}"
         raise ValueError(f"x, components: found shapes {shapes}, needed [N, D] and [K, D]")
+    x, components = full_precision(x), full_precision(components)
+    dtype = torch.promote_types(x.dtype, components.dtype)
     # by differences: a sample on a component has distance 0, not the root of a cancellation
-    return torch.cdist(full_precision(x), full_precision(components), compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.cdist(x.to(dtype), components.to(dtype), compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _check_sigma(sigma: Tensor, shape: tuple[int, ...]) -> None:

@@ -12,11 +12,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from proto_core.checks import check_option
+from proto_core.distributed import is_distributed
 from proto_core.losses import ProbabilityMarginLoss, RobustnessMarginLoss
 from proto_core.prototypes import PrototypeLayer
 from proto_core.systems import Paper
@@ -278,6 +280,8 @@ class RobustPBNModule(ExplainsParts, ExplainsByDistance, ImageClassifier):
             vectors, targets = (part.to(self.device) for part in training_features(self, data))
             self.vectors.fit(vectors)
             self.network.initialise(self.vectors.scaled(vectors), targets)
+            if is_distributed():  # each process drew for itself, after the weights were made equal
+                dist.broadcast(self.network.components.data, src=0)
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         """The loss of the stage."""
@@ -322,8 +326,9 @@ class RobustPBNModule(ExplainsParts, ExplainsByDistance, ImageClassifier):
             weights = _BASELINE if phase == "joint" and baseline else {}
         return {name: weights.get(name, 1.0) * value for name, value in terms.items()}
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Lower the RBF head's weights a little, except while the backbone trains alone."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """A step, after which the RBF head's weights fall a little, except while the backbone trains alone."""
+        super().optimizer_step(*args, **kwargs)
         if isinstance(self.network, DeepPBN) and (self.stage is None or self.stage.name != "pretrain"):
             self.network.shrink_()
 
