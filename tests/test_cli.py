@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from proto_core.cli.export import export_onnx
 from proto_core.training import Curriculum
 from proto_ecg import GeneratedECG, ProtoECGNet
 from tests.cli_runs import (
@@ -248,6 +249,18 @@ def test_export_to_safetensors_and_onnx(run: Run, tmp_path: Path, capsys: pytest
         logits, similarities = session.run(None, {"signal": signal[:count].numpy()})
         np.testing.assert_allclose(logits, expected.logits[:count], atol=1e-4)
         np.testing.assert_allclose(similarities, expected.similarities[:count], atol=1e-4)
+
+
+class _FixesTheBatch(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * len(x)
+
+
+def test_onnx_of_a_fixed_batch_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    with pytest.raises(RuntimeError, match="takes 2 samples only"):
+        export_onnx(_FixesTheBatch(), torch.ones(2, 3), tmp_path / "x.onnx", input_name="x", output_names=["y"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_archive_of_ones_own(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from proto_core.metrics import assign_parts, consistency_score, perturb_images, stability_score
+from proto_core.prototypes import PartPrototypes
 from proto_core.training import load_system, save_checkpoint
-from proto_vision import CUB200, CaseBasedModule
-from proto_vision.explanation import prototype_records
+from proto_vision import CUB200, CaseBasedModule, RobustPBNModule
+from proto_vision.explanation import PartEvidence, prototype_records
 from proto_vision.quality import AnnotatedImages, class_heat, deletion_scores, measure_prototypes
 from proto_vision.quality.samples import place_parts
 from tests.cli_runs import QUIET, refused, rows
@@ -196,6 +197,25 @@ def test_heat_is_the_mean_of_the_own_class_and_deletion_goes_from_hot_to_cold(tr
             deletion_scores(net, images, ramp, steps)
 
 
+class _TwoSets:
+    """Three classes: the first set is sure of the first, the second rules it out; light makes no difference."""
+
+    def evaluated(self, images: torch.Tensor) -> tuple[torch.Tensor, list[PartEvidence]]:
+        seen, maps = torch.ones(len(images), 3), torch.ones(len(images), 3, 1, 1)
+        weights = torch.diag(torch.tensor([5.0, 0, 0])), torch.diag(torch.tensor([-6.0, 0, 0]))
+        bias = None, torch.tensor([0.0, 2.0, 1.9])
+        layer = PartPrototypes(3, 1, 1)
+        sets = [PartEvidence(name, layer, seen, maps, w, b) for name, w, b in zip("ab", weights, bias)]
+        return torch.tensor([[-1.0, 2.0, 1.9]]).expand(len(images), -1), sets
+
+
+def test_deletion_follows_the_class_that_the_network_decides_for() -> None:
+    found = deletion_scores(_TwoSets(), torch.rand(2, 3, 4, 4), torch.rand(2, 4, 4), steps=2)
+    sets = torch.tensor([[5.0, 0, 0], [-6.0, 2.0, 1.9]]).softmax(1).mean(0)
+    assert sets.argmax() == 0  # the mean of the probabilities is of another mind than the sum of the logits
+    torch.testing.assert_close(found, sets[1].expand(2, 3))
+
+
 def test_without_parts_and_masks_the_rest_is_measured(
     trained: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,6 +265,10 @@ def test_bad_input_is_one_short_message(
     (other / "classes.txt").write_text("1 001.Red_<b>\n2 002.Green\n")
     assert call(*command, "--data.root", other) == 2
     refused(capsys, "are not the 2 of the network")
+    shared = RobustPBNModule("conv3", class_names=list(BIRDS), image_size=24)
+    data = CUB200(cub, image_size=24)
+    with pytest.raises(ValueError, match="prototypes of several classes"):
+        measure_prototypes(shared, data, prototype_records(shared, data), progress=lambda batches: 1 / 0)
     save_checkpoint(CaseBasedModule(image_size=16, in_channels=1), tmp_path / "case.ckpt")
     assert call("evaluate-prototypes", "--ckpt_path", tmp_path / "case.ckpt") == 2
     refused(capsys, "'case_based'", "no part prototypes")

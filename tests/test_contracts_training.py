@@ -45,6 +45,7 @@ class Watch(pl.Callback):
         trainable: names of the parameters that should have a gradient.
         finite: parameter -> whether its gradients were finite.
         moved: parameters whose gradient was not all zero.
+        gradients: parameter -> its gradient in the first batch.
     """
 
     def __init__(self) -> None:
@@ -52,13 +53,17 @@ class Watch(pl.Callback):
         self.trainable: set[str] = set()
         self.finite: dict[str, bool] = {}
         self.moved: set[str] = set()
+        self.gradients: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.trainable = {name for name, parameter in pl_module.named_parameters() if parameter.requires_grad}
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        first = not self.gradients
         for name, parameter in pl_module.named_parameters():
             if parameter.grad is not None:
+                if first:
+                    self.gradients[name] = parameter.grad.clone()
                 self.finite[name] = self.finite.get(name, True) and bool(parameter.grad.isfinite().all())
                 if parameter.grad.any():
                     self.moved.add(name)
@@ -213,7 +218,13 @@ def test_same_seed_gives_the_same_result(key):
     first, again = trained(key), train(key, first_stage_only=True)
     stage = next(iter(first.steps))
     assert_same(again.before, first.before, f"{key}: two networks of seed {SEED}")
-    assert again.steps[stage].losses == pytest.approx(first.steps[stage].losses, rel=1e-6)
-    assert_same(again.after, first.after, f"{key}: two networks of seed {SEED} after one step")
+    assert again.steps[stage].losses[:1] == pytest.approx(first.steps[stage].losses[:1], rel=1e-6)
+    # Gradients, not weights: where the true gradient is 0, as of a bias before batch norm, Adam turns the sign of its
+    # rounding, which varies with threads, into a whole step.
+    found, expected = again.steps[stage].gradients, first.steps[stage].gradients
+    assert found.keys() == expected.keys()
+    largest = max(float(value.abs().max()) for value in expected.values())
+    apart = {name: float((found[name] - value).abs().max()) / largest for name, value in expected.items()}
+    assert max(apart.values()) < 1e-4, f"{key}: gradients of seed {SEED} differ: {apart}"
     with pytest.raises(AssertionError):
         assert_same(first.after, first.before, "one step changes what the network says")

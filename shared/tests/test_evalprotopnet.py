@@ -207,6 +207,16 @@ def test_the_first_of_equal_pixels_is_the_peak(monkeypatch):
     assert torch.equal(again, whole)
 
 
+def test_fractions_are_cut_off_and_targets_are_integers_of_any_width():
+    parts, boxes = torch.tensor([[[15.9, 30.9]]]), torch.tensor([[10.9, 20.2, 20.7, 40.9]])
+    assert rescale_part_locations(parts, boxes, 224).tolist() == [[[112, 112]]]
+    clean, noisy, visible, targets = images(2)
+    for kind in (torch.int32, torch.int16):
+        narrow = targets.to(kind)
+        assert consistency_score(clean, visible, narrow, 4) == consistency_score(clean, visible, targets, 4)
+        assert stability_score(clean, noisy, narrow, 4) == stability_score(clean, noisy, targets, 4)
+
+
 def test_perturbation_is_clipped_noise():
     x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     noise = perturb_images(x, generator=torch.Generator().manual_seed(1)) - x
@@ -246,6 +256,8 @@ ONES = torch.ones(2, 1, 3)
         (lambda: consistency_score(ONES, torch.ones(2, 2), torch.tensor([0, 1]), 2), "found shapes"),
         (lambda: consistency_score(ONES, torch.ones(2, 3), torch.tensor([0, 2]), 2), "targets: found values"),
         (lambda: consistency_score(ONES[:0], torch.ones(0, 3), torch.tensor([0])[:0], 2), "found no image"),
+        (lambda: consistency_score(ONES[0], torch.ones(1, 3), torch.tensor([0]), 2), "assignment: found shape"),
+        (lambda: stability_score(ONES[0], ONES[0], torch.tensor([0]), 2), "assignment: found shape"),
         (lambda: stability_score(ONES, ONES[:1], torch.tensor([0, 1]), 2), "found shapes"),
         (lambda: stability_score(ONES, ONES, torch.tensor([0.0, 1.0]), 2), "targets: found torch.float32"),
         (lambda: perturb_images(torch.ones(1, 3, 2, 2), std=-1.0), "std, eps"),

@@ -201,11 +201,23 @@ def test_layer_behaves_as_every_prototype_layer():
     assert torch.equal(other(features)[0].round(decimals=5), layer(features)[0].round(decimals=5))
     layer.normalize_()
     torch.testing.assert_close(layer.prototypes.norm(dim=1), torch.ones(6, 1, 1))
-    half = layer(features.bfloat16())[0]
+    half, full = layer(features.bfloat16())[0], layer(features)[0]
     assert half.dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(layer(features)[0], layer(features.clone())[0])
+        torch.testing.assert_close(layer(features)[0], full)
         assert layer(features)[1].dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.int16])
+def test_targets_may_be_integers_of_any_width(kind):
+    g = torch.Generator().manual_seed(0)
+    similarities, targets = torch.rand(3, 6, generator=g), torch.tensor([2, 0, 1])
+    identity = torch.eye(3).repeat_interleave(2, 0)
+    for loss in (ClusterLoss(), SeparationLoss("multiply")):
+        assert torch.equal(loss(similarities, targets.to(kind), identity), loss(similarities, targets, identity))
+    features = torch.rand(3, 4, 2, 2, generator=g)
+    found = push_part_prototypes(PartPrototypes(3, 1, 4), [(features, targets.to(kind))])
+    assert found.image_index.tolist() == [1, 2, 0]
 
 
 @pytest.mark.unchecked
@@ -242,6 +254,8 @@ def test_layer_compiles():
         (lambda: SubspaceOrthogonalityLoss("l2"), "norm: found 'l2'"),
         (lambda: SeparationLoss()(torch.ones(1, 2), torch.tensor([0]), torch.ones(2, 1)), "found 1 class"),
         (lambda: ClusterLoss()(torch.ones(1, 2), torch.tensor([2]), torch.eye(2)), "targets: found"),
+        (lambda: ClusterLoss()(torch.ones(2, 2), torch.tensor([True, True]), torch.eye(2)), "found torch.bool"),
+        (lambda: SeparationLoss()(torch.ones(2, 2), torch.tensor([0.0, 1.0]), torch.eye(2)), "found torch.float32"),
         (lambda: IncorrectConnectionL1Loss()(torch.ones(3, 2), torch.ones(3, 2)), "weight, class_identity"),
     ],
 )

@@ -20,7 +20,7 @@ from proto_core.ood import MahalanobisOOD
 from proto_vision import PALM, ImageFolder
 
 SEEDS = (0, 1, 2)
-BACKBONE, KNOWN, EPOCHS, BATCH, RATE = "cifar_resnet18_w16", 6, 30, 128, 1e-3
+BACKBONE, KNOWN, EPOCHS, BATCH, RATE = "conv4", 6, 12, 128, 1e-3
 Part = tuple[Tensor, Tensor]
 
 

@@ -2,7 +2,7 @@
 
 The CIFAR-10 excerpt, 700 images of each class for training and 300 for the test. The baseline averages the backbone's
 last map and classifies it linearly. Both have the same batches, augmentation, optimiser and rates; ST-ProtoPNet is
-measured after its projection onto training images and five epochs of its heads.
+measured after its projection onto training images and three epochs of its heads.
 """
 
 import zipfile
@@ -21,7 +21,7 @@ from proto_vision.backbones import create_backbone
 from proto_vision.st_protopnet import STSchedule
 
 SEEDS = (0, 1)
-BACKBONE, EPOCHS, HEAD_EPOCHS, RATE = "conv4", 24, 5, 3e-3
+BACKBONE, EPOCHS, HEAD_EPOCHS, RATE = "conv4", 12, 3, 3e-3
 TURNS = ("trivial", "support")
 Part = tuple[Tensor, Tensor]
 

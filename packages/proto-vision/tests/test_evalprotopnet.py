@@ -192,6 +192,18 @@ def test_equal_maps_take_the_first_place():
     assert float(found) == pytest.approx((0 + 0.75) / 2)
 
 
+@pytest.mark.unchecked  # bytes are no Int to the checker
+def test_targets_may_be_bytes():
+    g = torch.Generator().manual_seed(0)
+    inputs = (
+        torch.rand(1, 270, 2, 2, generator=g),
+        torch.rand(1, 2, 4, 4, generator=g),
+        torch.rand(1, 3, 2, 2, generator=g),
+    )
+    expected = SDFALoss(10, threshold=0)(*inputs, torch.tensor([26]))  # 26 x 10 is no byte
+    assert torch.equal(SDFALoss(10, threshold=0)(*inputs, torch.tensor([26], dtype=torch.uint8)), expected)
+
+
 def test_head_is_a_plain_sum_at_first_and_never_lets_other_classes_speak():
     head = ScoreAggregation(3, 2)
     a = torch.rand(4, 6)
@@ -212,6 +224,10 @@ def test_head_is_a_plain_sum_at_first_and_never_lets_other_classes_speak():
         ((2, 4, 2, 2), (2, 1, 4, 8), (2, 3, 2, 2), [0, 1], "s whole"),
         ((2, 4, 2, 2), (2, 1, 4, 4), (2, 3, 2, 2), [0, 2], "targets: found 2, needed classes 0 to 1"),
         ((2, 4, 2, 2), (2, 1, 4, 4), (2, 3, 2, 2), [0, -1], "targets: found -1"),
+        ((2, 4, 2, 2), (2, 1, 6, 6), (2, 3, 3, 3), [0, 1], "maps of the deep ones' size"),
+        ((2, 4, 3, 3), (2, 1, 4, 4), (2, 3, 2, 2), [0, 1], "maps of the deep ones' size"),
+        ((2, 4, 2, 2), (1, 1, 4, 4), (2, 3, 2, 2), [0, 1], "needed N images each"),
+        ((2, 4, 2, 2), (3, 1, 4, 4), (3, 3, 2, 2), [0, 1], "needed N images each"),
     ],
 )
 def test_bad_input_of_the_alignment_is_refused(maps, shallow, deep, targets, message):

@@ -120,6 +120,15 @@ def test_a_class_without_an_image_keeps_its_prototypes():
     assert net.push([])["trivial"].image_index.tolist() == [-1] * 6
 
 
+def test_push_leaves_the_mode_of_every_part_as_it_was():
+    net = small().train()
+    net.backbone.eval()
+    net.push([(torch.rand(2, 1, 8, 8), torch.tensor([0, 1], dtype=torch.int32))])
+    assert net.training
+    assert net.addon_trivial.training
+    assert not any(part.training for part in net.backbone.modules())
+
+
 def test_push_takes_the_first_of_equal_images():
     net = small()
     images, labels = torch.rand(3, 1, 8, 8), torch.arange(3)

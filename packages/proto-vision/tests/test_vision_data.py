@@ -1,6 +1,7 @@
 """Image data sets: every kind of file, every layout, and what is wrong with bad ones."""
 
 import csv
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from proto_vision import Digits, ImageFolder
+from proto_vision.data.augmentation import Augmentation
 from proto_vision.data.dataset import split_rows
 from proto_vision.data.images import ArrayReader, find_images, read_image
 from proto_vision.data.protocols import UnseenClasses
@@ -284,7 +286,7 @@ def test_images_of_any_size_and_augmentation_have_the_model_s_size(tmp_path):
     paint(tmp_path / "a" / "dot.png", size=(1, 1))
     paint(tmp_path / "b" / "tall.png", size=(3, 40))
     for resize in ("stretch", "crop"):
-        for augment in ("none", "flip", "affine", "crop", "trivial"):
+        for augment in get_args(Augmentation):
             for channels in (1, 3):
                 data = ImageFolder(
                     tmp_path,

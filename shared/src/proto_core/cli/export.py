@@ -34,12 +34,13 @@ def export_onnx(
 
     Raises:
         ValueError: the folder cannot be written to.
+        RuntimeError: the module's forward fixes the number of samples.
     """
     writable_folder(path.parent, "--out")
     argument = next(iter(inspect.signature(module.forward).parameters))
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         temporary = Path(folder) / path.name
-        torch.onnx.export(
+        program = torch.onnx.export(
             module.cpu().eval(),
             (example,),
             str(temporary),
@@ -50,6 +51,11 @@ def export_onnx(
             external_data=False,
             verbose=False,
         )
+        shape = program.model.graph.inputs[0].shape if program is not None else None
+        if shape is not None and isinstance(shape[0], int):
+            raise RuntimeError(
+                f"{type(module).__name__}: the graph takes {shape[0]} samples only, since forward fixes their number"
+            )
         os.replace(temporary, path)
 
 

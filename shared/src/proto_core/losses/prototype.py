@@ -249,12 +249,14 @@ def _single_label(similarities: Tensor, targets: Tensor, class_identity: Tensor)
             f"similarities, targets, class_identity: found shapes {shapes[0]}, {shapes[1]} and {shapes[2]}, "
             "needed [N, P], [N] and [P, C] with P, C >= 1"
         )
+    if targets.is_floating_point() or targets.dtype == torch.bool:
+        raise ValueError(f"targets: found {targets.dtype}, needed integers")
     check_identity_on_cpu(class_identity)
     if not torch.compiler.is_compiling() and targets.device.type == "cpu" and targets.numel():
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= shapes[2][1]:
             raise ValueError(f"targets: found values from {low} to {high}, needed 0 to {shapes[2][1] - 1}")
-    return full_precision(similarities), (class_identity != 0).T[targets]
+    return full_precision(similarities), (class_identity != 0).T[targets.long()]
 
 
 def _present_pairs(

@@ -30,7 +30,7 @@ __all__ = [
 
 
 def rescale_part_locations(
-    part_locs: Int[Tensor, "N M 2"], boxes: Int[Tensor, "N 4"], img_size: int
+    part_locs: Shaped[Tensor, "N M 2"], boxes: Shaped[Tensor, "N 4"], img_size: int
 ) -> Int[Tensor, "N M 2"]:
     """Parts ``(x, y)`` of whole images in pixels of the crop: ``trunc(img_size (x - x1) / (x2 - x1))``, y likewise.
 
@@ -169,8 +169,8 @@ def consistency_score(
         >>> consistency_score(torch.cat([always, never], dim=1), torch.ones(4, 3), torch.tensor([0, 0, 1, 1]), 2)
         50.0
     """
-    scores = PartPrototypeScores(num_classes, *assignment.shape[1:3], threshold=threshold)
-    scores.to(assignment.device).update(assignment, part_visible, targets)
+    scores = _scores_for(assignment, num_classes, threshold=threshold)
+    scores.update(assignment, part_visible, targets)
     return scores.compute()["consistency"]
 
 
@@ -200,10 +200,16 @@ def stability_score(
         >>> stability_score(clean, torch.stack([clean[0], 0 * clean[1]]), torch.tensor([0, 0]), 1)
         50.0
     """
-    scores = PartPrototypeScores(num_classes, *assignment.shape[1:3]).to(assignment.device)
-    visible = torch.ones(len(assignment), *assignment.shape[2:], device=assignment.device)
+    scores = _scores_for(assignment, num_classes)
+    visible = torch.ones(len(assignment), assignment.shape[2], device=assignment.device)
     scores.update(assignment, visible, targets, assignment_perturbed)
     return scores.compute()["stability"]
+
+
+def _scores_for(assignment: Tensor, num_classes: int, threshold: float = 0.8) -> PartPrototypeScores:
+    if assignment.ndim != 3:
+        raise ValueError(f"assignment: found shape {tuple(assignment.shape)}, needed [N, K, M]")
+    return PartPrototypeScores(num_classes, *assignment.shape[1:], threshold=threshold).to(assignment.device)
 
 
 def perturb_images(
@@ -313,7 +319,7 @@ class PartPrototypeScores(Metric):
         if samples and not bool(((targets >= 0) & (targets < classes)).all()):
             low, high = int(targets.min()), int(targets.max())
             raise ValueError(f"targets: found values from {low} to {high}, needed 0 to {classes - 1}")
-        found = assignment != 0
+        found, targets = assignment != 0, targets.long()
         self.met.index_add_(0, targets, found.long())
         self.shown.index_add_(0, targets, (part_visible != 0).long())
         self.images.index_add_(0, targets, torch.ones_like(targets, dtype=torch.long))

@@ -202,7 +202,7 @@ def push_part_prototypes(layer: PartPrototypes, batches: Iterable[tuple[Tensor, 
             sizes.append((features.shape[-2], features.shape[-1]))
             if sizes[-1] != sizes[0]:
                 raise ValueError(f"features: found maps of {sizes[0]} and of {sizes[-1]}, needed one size")
-            yield features, F.one_hot(targets, layer.num_classes)
+            yield features, F.one_hot(targets.long(), layer.num_classes)
 
     found = project_layer(layer, labelled())
     columns = sizes[0][1] - layer.prototypes.shape[3] + 1 if sizes else 1

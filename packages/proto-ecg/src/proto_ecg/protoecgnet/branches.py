@@ -107,7 +107,7 @@ class _AtEachStep(nn.Sequential):
     """
 
     def forward(self, x: Float[Tensor, "N F 1 T"]) -> Float[Tensor, "N D 1 T"]:
-        if len(x) == 0:  # a row without a step is refused
+        if x.shape[0] == 0:  # a row without a step is refused; len() would fix the batch of an exported graph
             return super().forward(x)
         row = super().forward(x.transpose(0, 1).reshape(1, x.shape[1], 1, -1))
         return row.view(row.shape[1], x.shape[0], 1, x.shape[3]).transpose(0, 1)

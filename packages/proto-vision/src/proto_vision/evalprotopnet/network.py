@@ -38,7 +38,8 @@ class SDFALoss(nn.Module):
 
     Raises:
         ValueError: K below 1, a negative threshold; P not a multiple of K; a shallow map that is no whole multiple of
-            the deep one, the same in both directions; targets outside 0..P/K-1.
+            the deep one, the same in both directions; maps of another size or number of images than the deep ones;
+            targets outside 0..P/K-1.
 
     Source:
         arXiv 2212.05946, section 5 (SDFA module).
@@ -77,7 +78,13 @@ class SDFALoss(nn.Module):
         classes = count // per_class
         check_class_targets(maps.flatten(1), targets, "maps", classes=classes, empty=True)
         step = self._stride(shallow, deep)
-        rows = targets[:, None] * per_class + torch.arange(per_class, device=maps.device)
+        sizes = [(len(x), *x.shape[2:]) for x in (maps, deep)]
+        if sizes[0] != sizes[1] or len(shallow) != len(deep):
+            shapes = ", ".join(str(tuple(x.shape)) for x in (maps, shallow, deep))
+            raise ValueError(
+                f"maps, shallow, deep: found {shapes}, needed N images each, and maps of the deep ones' size"
+            )
+        rows = targets.long()[:, None] * per_class + torch.arange(per_class, device=maps.device)
         own = maps.detach().flatten(2).gather(1, rows[:, :, None].expand(-1, -1, maps.shape[2] * maps.shape[3]))
         places = own.argmax(2)
         found = self._rows(deep, places)

@@ -103,11 +103,14 @@ def class_members(sets: Sequence[PartEvidence]) -> list[Int[Tensor, "C K"]]:
     """For each set the prototypes of every class, as its layer's ``class_identity`` says.
 
     Raises:
-        ValueError: classes with different numbers of prototypes.
+        ValueError: classes with different numbers of prototypes, prototypes of several classes.
     """
     found = []
     for part in sets:
         identity = part.layer.class_identity
+        shared = int(((identity != 0).sum(1) != 1).sum())
+        if shared:
+            raise ValueError(f"{part.group}: found {shared} prototypes of several classes, needed one class for each")
         counts = (identity != 0).sum(0)
         if int(counts.min()) != int(counts.max()) or int(counts.min()) == 0:
             few, many = int(counts.min()), int(counts.max())
@@ -166,19 +169,21 @@ def deletion_scores(
     if not 1 <= steps <= max(pixels, 1):
         raise ValueError(f"steps: found {steps}, needed 1 to {pixels}, the number of pixels")
     rank = heat.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view_as(heat)[:, None]
-    whole = _probabilities(network, images)
-    chosen = whole.argmax(1, keepdim=True)
+    predicted, whole = _probabilities(network, images)
+    chosen = predicted[:, None]
     found = [whole.gather(1, chosen)]
     for step in range(1, steps + 1):
         kept = images * (rank >= step * pixels // steps)
-        found.append(_probabilities(network, kept).gather(1, chosen))
+        found.append(_probabilities(network, kept)[1].gather(1, chosen))
     return torch.cat(found, 1)
 
 
-def _probabilities(network: Any, images: Tensor) -> Float[Tensor, "N C"]:
-    _, sets = network.evaluated(images)
-    logits = [full_precision(part.similarities) @ full_precision(part.weight).T for part in sets]
-    return torch.stack([value.softmax(1) for value in logits]).mean(0)
+def _probabilities(network: Any, images: Tensor) -> tuple[Int[Tensor, " N"], Float[Tensor, "N C"]]:
+    """The network's decision, and the mean of what its sets say."""
+    logits, sets = network.evaluated(images)
+    each = [full_precision(part.similarities) @ full_precision(part.weight).T for part in sets]
+    each = [value if part.bias is None else value + part.bias for value, part in zip(each, sets)]
+    return logits.argmax(1), torch.stack([value.softmax(1) for value in each]).mean(0)
 
 
 def measure_prototypes(
@@ -229,6 +234,7 @@ def measure_prototypes(
             raise ValueError(f"{name}: found {value}, needed at least {least}")
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold: found {threshold}, needed a share above 0, at most 1")
+    members = _members(network, data, prototypes, rows)
     images = AnnotatedImages(data, rows)
     loader = DataLoader(images, batch_size=at_once, num_workers=data.num_workers)
     options: dict[str, Any] = {
@@ -241,7 +247,7 @@ def measure_prototypes(
     noise = torch.Generator().manual_seed(seed)
     parts = [_measure_batch(network, AnnotatedBatch(*batch), noise, **options) for batch in progress(loader)]
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return _summarised(network, data, images, prototypes, joined, rows, threshold=threshold, half_size=half)
+    return _summarised(members, data, images, prototypes, joined, rows, threshold=threshold, half_size=half)
 
 
 def _rows(network: Any, data: ImageDataModule, fold: str, limit: int | None) -> np.ndarray:
@@ -303,8 +309,22 @@ def _against_mask(heat: Tensor, mask: Tensor, usable: Tensor) -> dict[str, Tenso
     return found
 
 
+def _members(
+    network: Any, data: ImageDataModule, prototypes: Sequence[Evidence], rows: np.ndarray
+) -> dict[str, Int[Tensor, "C K"]]:
+    """Set -> numbers of each class's prototypes among those of all sets, as the first image shows; fails early."""
+    some = data.model_input(data.record_ids[int(rows[0])])[None]
+    sets = network.evaluated(some)[1]
+    found, start = {}, 0
+    for part, own in zip(sets, class_members(sets)):
+        found[part.group], start = own.cpu() + start, start + part.maps.shape[1]
+    if len(prototypes) != start:
+        raise ValueError(f"prototypes: found {len(prototypes)} records, needed {start}")
+    return found
+
+
 def _summarised(
-    network: Any,
+    members: dict[str, Tensor],
     data: ImageDataModule,
     images: AnnotatedImages,
     prototypes: Sequence[Evidence],
@@ -314,14 +334,8 @@ def _summarised(
     threshold: float,
     half_size: int,
 ) -> PrototypeQuality:
-    some = data.model_input(data.record_ids[int(rows[0])])[None]
-    sets = network.evaluated(some)[1]
-    members = [own.cpu() for own in class_members(sets)]
-    start = np.cumsum([0, *(part.maps.shape[1] for part in sets)]).tolist()
-    every = torch.cat([own + first for own, first in zip(members, start)], 1)
+    every = torch.cat(list(members.values()), 1)
     classes, width = every.shape
-    if len(prototypes) != start[-1] or start[-1] != classes * width:
-        raise ValueError(f"prototypes: found {len(prototypes)} records, needed {classes * width}")
     targets = torch.from_numpy(data.table.targets[rows])
     counts = targets.bincount(minlength=classes)
     known = counts > 0
@@ -342,10 +356,10 @@ def _summarised(
     if "deletion" in joined:
         curve = tuple(joined["deletion"].double().mean(0).tolist())
         figures["deletion_auc"] = float(deletion_auc(joined["deletion"].double()).mean())
-    column = np.cumsum([0, *(own.shape[1] for own in members)]).tolist()
+    column = np.cumsum([0, *(own.shape[1] for own in members.values())]).tolist()
     by_set = {
-        part.group: {name: 100 * float(value[known, a:b].mean()) for name, value in by_class.items()}
-        for part, a, b in zip(sets, column, column[1:])
+        group: {name: 100 * float(value[known, a:b].mean()) for name, value in by_class.items()}
+        for group, a, b in zip(members, column, column[1:])
     }
     order = every.flatten()
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from proto_core.checks import check_class_targets, check_option
+from proto_core.modes import evaluation_mode
 from proto_core.prototypes import PartPrototypes, PrototypeLayer, PushResult, project_prototypes
 
 __all__ = ["BRANCHES", "STProtoPNet", "STProtoPNetOutput"]
@@ -188,7 +189,7 @@ class STProtoPNet(nn.Module):
         """Features and one-hot targets of each set for ``(images, targets, index)``."""
         images, targets, _ = batch
         check_class_targets(images.flatten(1), targets, "images", classes=self.num_classes, empty=True)
-        backbone_map, known = self.backbone(images), F.one_hot(targets, self.num_classes)
+        backbone_map, known = self.backbone(images), F.one_hot(targets.long(), self.num_classes)
         return {name: (self.features(name, backbone_map), known) for name in BRANCHES}
 
     def batch_index(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -233,7 +234,6 @@ class STProtoPNet(nn.Module):
     @torch.no_grad()
     def map_size(self, images: Float[Tensor, "N channels S S"]) -> tuple[int, int]:
         """Height and width of the similarity maps of such images."""
-        was = self.training
-        maps = self.eval()(images[:1]).maps_trivial
-        self.train(was)
+        with evaluation_mode(self):
+            maps = self(images[:1]).maps_trivial
         return maps.shape[-2], maps.shape[-1]
