@@ -74,13 +74,13 @@ class Watch(pl.Callback):
             self.losses.append(float(loss))
 
 
-def one_step(module: pl.LightningModule, data: Any, folder: Path, stage: Any) -> Watch:
+def one_step(module: pl.LightningModule, data: Any, folder: Path, stage: Any, **settings: Any) -> Watch:
     """One training step of a stage, by a trainer; more where a step trains a part of the system."""
     if stage is not None:
         enter_stage(module, stage)
     watch = Watch()
     trainer = pl.Trainer(
-        accelerator="cpu",
+        accelerator=settings.pop("accelerator", "cpu"),
         max_epochs=1,
         max_steps=STEPS.get(str(getattr(module, "system", "")), (1, ""))[0],
         limit_val_batches=0,
@@ -91,17 +91,19 @@ def one_step(module: pl.LightningModule, data: Any, folder: Path, stage: Any) ->
         enable_model_summary=False,
         default_root_dir=folder,
         callbacks=[watch],
+        **settings,
     )
     trainer.fit(module, datamodule=data)
     return watch
 
 
 def predicted(module: pl.LightningModule, data: Any) -> dict[str, Any]:
-    """What the system says about one batch."""
+    """What the system says about one batch, on the device where it is."""
     own = type(data).predict_dataloader is not pl.LightningDataModule.predict_dataloader
     data.setup("predict" if own else "fit")
     torch.manual_seed(0)
     batch = next(iter(data.predict_dataloader() if own else data.train_dataloader()))
+    batch = module.transfer_batch_to_device(batch, next(module.parameters()).device, 0)
     was = module.training
     module.eval()
     with torch.no_grad():
