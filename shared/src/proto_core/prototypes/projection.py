@@ -101,7 +101,7 @@ class CaseSearch:
         index = sample_index.to(self.sample_index.device)[rows]
         known, known_index = self.similarity[active], self.sample_index[active]
         tied = (best >= _reach(known)) & (best > -torch.inf) & (index < known_index)
-        better = (_reach(best) > known) | tied
+        better = ((_reach(best) > known) | tied).nonzero().flatten()  # once: each mask would wait for the GPU again
         target = active[better]
         self.similarity[target] = best[better]
         self.sample_index[target] = index[better]

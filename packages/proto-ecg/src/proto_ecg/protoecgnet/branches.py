@@ -151,9 +151,9 @@ class _Branch(nn.Module):
         similarities = self.similarities(x)
         return BranchOutput(self.classifier(similarities.to(self.classifier.weight.dtype)), similarities)
 
-    def off_class_weights(self) -> Tensor:
-        """Classifier weights from prototypes to classes that they do not stand for, flat."""
-        return self.classifier.weight[self.class_identity.T == 0]
+    def off_class_l1(self) -> Float[Tensor, ""]:
+        """Sum of the absolute classifier weights from prototypes to classes that they do not stand for."""
+        return (self.classifier.weight.abs() * (self.class_identity.T == 0)).sum()
 
     def settings(self) -> dict[str, Any]:
         """Plain settings that rebuild this branch."""

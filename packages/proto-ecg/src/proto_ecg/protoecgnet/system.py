@@ -169,6 +169,7 @@ class ProtoECGNet(ExplainsECG, StoresECGNet, LightningModule):
         self.val_scores, self.test_scores = MacroAUROC(), MacroAUROC()
         self.test_results: dict[str, Any] = {}
         self.stage: Stage | None = None
+        self._columns: dict[str, Tensor] = {}
         plain = [name for name in self.branch_names if isinstance(self.branch(name).add_on, nn.Identity)]
         self.stages = protoecgnet_stages(self.branch_names, schedule, without_add_on=plain)
         for name in self.branch_names:
@@ -191,6 +192,12 @@ class ProtoECGNet(ExplainsECG, StoresECGNet, LightningModule):
         """Columns of the targets that a branch predicts."""
         where = {label: column for column, label in enumerate(self.label_names)}
         return [where[label] for label in self.branch_labels[name]]
+
+    def _own(self, name: str, targets: Tensor) -> Tensor:
+        known = self._columns.get(name)
+        if known is None or known.device != targets.device:  # kept, since a list would wait for the GPU in every step
+            known = self._columns[name] = torch.tensor(self.columns(name), device=targets.device)
+        return targets.index_select(1, known)
 
     def _share_labels(
         self, given: Mapping[str, Any], wanted: Mapping[str, Sequence[str]] | None, *, known: bool
@@ -284,7 +291,7 @@ class ProtoECGNet(ExplainsECG, StoresECGNet, LightningModule):
         if self.weights.pos_weight:
             self.pos_weight.copy_(_learnable(class_pos_weight(targets)))
         for name in self.branch_names:
-            own = targets[:, self.columns(name)]
+            own = self._own(name, targets)
             getattr(self, f"{name}_cooccurrence").copy_(label_cooccurrence(own))
             if self.weights.pos_weight:
                 getattr(self, f"{name}_pos_weight").copy_(_learnable(class_pos_weight(own)))
@@ -298,7 +305,7 @@ class ProtoECGNet(ExplainsECG, StoresECGNet, LightningModule):
             loss = F.binary_cross_entropy_with_logits(logits.float(), targets, pos_weight=self.pos_weight)
             loss = loss + self.schedule.l1 * self.classifier.weight.abs().sum()
         else:
-            loss = self._branch_loss(active, phase, self._input(active, x), targets[:, self.columns(active)])
+            loss = self._branch_loss(active, phase, self._input(active, x), self._own(active, targets))
         self._log("train/loss", loss, batch, prog_bar=True)
         return loss
 
@@ -311,7 +318,7 @@ class ProtoECGNet(ExplainsECG, StoresECGNet, LightningModule):
         out = branch(x)
         if phase == "classifier":
             loss = F.binary_cross_entropy_with_logits(out.logits.float(), targets, pos_weight=pos_weight)
-            return loss + self.schedule.l1 * branch.off_class_weights().abs().sum()
+            return loss + self.schedule.l1 * branch.off_class_l1()
         cooccurrence = getattr(self, f"{name}_cooccurrence")
         return self.loss(
             out.logits, targets, out.similarities, branch.prototypes, branch.class_identity, cooccurrence, pos_weight
@@ -336,10 +343,10 @@ class ProtoECGNet(ExplainsECG, StoresECGNet, LightningModule):
             logits = self(x).logits
         elif phase == "pretrain":
             logits = self._pretrain_logits(active, self._input(active, x))
-            targets = targets[:, self.columns(active)]
+            targets = self._own(active, targets)
         else:
             logits = self.branch(active)(self._input(active, x)).logits
-            targets = targets[:, self.columns(active)]
+            targets = self._own(active, targets)
         logits = logits.float()
         loss = F.binary_cross_entropy_with_logits(logits, targets)
         self._log(f"{part}/loss", loss, batch)
@@ -396,7 +403,7 @@ class ProtoECGNet(ExplainsECG, StoresECGNet, LightningModule):
         """Features and targets of each layer that the stage projects."""
         x = batch.signal.unsqueeze(1)
         return {
-            name: (self.branch(name).features(self._input(name, x)), batch.targets[:, self.columns(name)])
+            name: (self.branch(name).features(self._input(name, x)), self._own(name, batch.targets))
             for name in self.prototype_layers()
         }
 

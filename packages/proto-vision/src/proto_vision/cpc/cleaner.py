@@ -114,8 +114,8 @@ class ClassPrototypeCleaner(nn.Module):
         losses = F.binary_cross_entropy_with_logits(logits, targets.detach().to(logits.dtype), reduction="none")
         if not self.balanced:
             return losses.sum() / max(len(losses), 1)
-        count = torch.bincount(labels, minlength=len(self.bias))
-        total = torch.zeros_like(self.bias, dtype=losses.dtype).index_add(0, labels, losses)
+        labels, none = labels.long(), torch.zeros_like(self.bias, dtype=losses.dtype)
+        count, total = none.index_add(0, labels, torch.ones_like(losses)), none.index_add(0, labels, losses)
         return (total / count.clamp_min(1)).sum() / (count > 0).sum().clamp_min(1)
 
     @torch.enable_grad()
