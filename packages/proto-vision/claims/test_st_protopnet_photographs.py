@@ -2,7 +2,8 @@
 
 The CIFAR-10 excerpt, 700 images of each class for training and 300 for the test. The baseline averages the backbone's
 last map and classifies it linearly. Both have the same batches, augmentation, optimiser and rates; ST-ProtoPNet is
-measured after its projection onto training images and three epochs of its heads.
+measured after its projection onto training images and three epochs of its heads. 60 epochs where there is a GPU, 12
+where there is none.
 """
 
 import zipfile
@@ -21,7 +22,8 @@ from proto_vision.backbones import create_backbone
 from proto_vision.st_protopnet import STSchedule
 
 SEEDS = (0, 1)
-BACKBONE, EPOCHS, HEAD_EPOCHS, RATE = "conv4", 12, 3, 3e-3
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BACKBONE, EPOCHS, HEAD_EPOCHS, RATE = "conv4", 60 if DEVICE == "cuda" else 12, 3, 3e-3
 TURNS = ("trivial", "support")
 Part = tuple[Tensor, Tensor]
 
@@ -33,17 +35,18 @@ def photographs(archive: Path, folder: Path) -> tuple[Part, Part]:
 
     def part(fold: str) -> Part:
         rows = data.rows(fold).tolist()
-        return torch.stack([data.model_input(data.record_ids[row]) for row in rows]), data.targets[rows]
+        images = torch.stack([data.model_input(data.record_ids[row]) for row in rows])
+        return images.to(DEVICE), data.targets[rows].to(DEVICE)
 
     return part("train"), part("test")
 
 
 def batches(x: Tensor, y: Tensor, generator: torch.Generator) -> Iterator[Part]:
     """An epoch of batches of 64, each flipped and shifted by up to an eighth."""
-    for rows in torch.randperm(len(x), generator=generator).split(64):
+    for rows in torch.randperm(len(x), generator=generator).to(DEVICE).split(64):
         down, across = torch.randint(0, 9, (2,), generator=generator).tolist()
         images = F.pad(x[rows], (4, 4, 4, 4))[:, :, down : down + 32, across : across + 32]
-        flipped = (torch.rand(len(rows), generator=generator) < 0.5)[:, None, None, None]
+        flipped = (torch.rand(len(rows), generator=generator) < 0.5)[:, None, None, None].to(DEVICE)
         yield torch.where(flipped, images.flip(-1), images), y[rows]
 
 
@@ -55,8 +58,8 @@ def accuracy(logits: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> float:
 
 def linear(train: Part, test: Part, seed: int) -> float:
     torch.manual_seed(seed)
-    backbone, (width,) = create_backbone(BACKBONE, 3)
-    net = nn.Sequential(backbone, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
+    backbone, (width,) = create_backbone(BACKBONE, image_size=32)
+    net = nn.Sequential(backbone, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10)).to(DEVICE)
     optimizer = torch.optim.Adam(net.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [EPOCHS * 2 // 3], 0.2)
     generator = torch.Generator().manual_seed(seed)
@@ -74,7 +77,7 @@ def prototypes(train: Part, test: Part, seed: int) -> float:
     schedule = STSchedule(0, EPOCHS, HEAD_EPOCHS, lr=RATE, backbone_lr=RATE, head_lr=1e-3, weight_decay=0.0)
     net = STProtoPNetModule(
         BACKBONE, 10, image_size=32, prototypes_per_class=5, prototype_channels=64, schedule=schedule
-    )
+    ).to(DEVICE)
     generator = torch.Generator().manual_seed(seed)
     for stage, epochs in ((net.stages[1], EPOCHS), (net.stages[2], HEAD_EPOCHS)):
         enter_stage(net, stage)
@@ -103,7 +106,8 @@ def test_parts_cost_little_accuracy(claim_record: Callable[..., None], test_data
     holds = mean(ours) >= mean(plain) - 0.02
     claim_record(
         "st_protopnet",
-        metric="accuracy on CIFAR-10 photographs, projected (baseline: the same backbone with a linear head)",
+        metric=f"accuracy on CIFAR-10 photographs, {EPOCHS} epochs, projected (baseline: the same backbone with a "
+        "linear head)",
         method=ours,
         baseline=plain,
         margin="mean lower by at most 0.02",
