@@ -139,12 +139,12 @@ def test_momentum_encoder_follows_after_each_step(framework):
     torch.testing.assert_close(before, weight)
     with torch.no_grad():
         weight.add_(1)
-    net.on_train_batch_end(None, batch(), 0)
+    net.optimizer_step(0, 0, net.configure_optimizers(), lambda: None)
     torch.testing.assert_close(dict(net.teacher.module.named_parameters())[copied], before + 0.25)
     net.train()
     assert not net.teacher.module.training
     plain = module("simclr")
-    plain.on_train_batch_end(None, batch(), 0)
+    plain.optimizer_step(0, 0, plain.configure_optimizers(), lambda: None)
     assert plain.teacher is None
 
 

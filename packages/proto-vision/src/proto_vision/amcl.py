@@ -315,8 +315,9 @@ class AMCL(EmbeddingModule):
         self.note("train/loss", loss.detach(), batch, prog_bar=True)
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """The momentum encoder takes a step towards the network."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """A step, after which the momentum encoder takes one towards the network."""
+        super().optimizer_step(*args, **kwargs)
         if self.teacher is not None:
             self.teacher.update(nn.Sequential(self.backbone, self.projector))
 
