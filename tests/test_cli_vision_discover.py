@@ -112,15 +112,17 @@ def test_the_checkpoint_says_the_same_again(discovered: Path, tmp_path: Path) ->
     assert {row["record"]: row["predicted"] for row in table(out)} == told
 
 
-def test_a_table_of_labels_and_a_known_number(images: Path, tmp_path: Path) -> None:
+def test_a_table_of_labels_and_a_known_number(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [path.relative_to(images).as_posix() for path in sorted(images.rglob("*-1?.png"))]
     with (tmp_path / "labels.csv").open("w", newline="") as file:
         rows = [[name, "crimson" if "red-1" in name and n % 2 else ""] for n, name in enumerate(names)]
         csv.writer(file).writerows([["image", "label"], *rows])
-    labels = ["--labels", tmp_path / "labels.csv", "--classes", "3"]
+    labels = ["--labels", tmp_path / "labels.csv", "--classes", "30"]
     assert call("discover", images, *QUICK, *labels, "--epochs", "2", "--out", tmp_path / "o") == 0
+    found = {row["cluster"] for row in table(tmp_path / "o" / "clusters.csv")}
+    assert f"{30 - len(found)} classes have no image: train longer" in capsys.readouterr().out
     assert {row["label"] for row in table(tmp_path / "o" / "clusters.csv")} == {"crimson", ""}
-    assert [row["classes"] for row in table(tmp_path / "o" / "candidates.csv")] == ["3"]
+    assert [row["classes"] for row in table(tmp_path / "o" / "candidates.csv")] == ["30"]
 
 
 @pytest.mark.bad_input

@@ -196,6 +196,9 @@ def _say(network: ProtoGCDModule, data: PartlyLabelled, found: Discovered, score
     ]
     chosen = estimate_num_classes(scores)
     tried = f"estimated among {list(scores)}" if len(scores) > 1 else "as asked for"
+    empty = sum(images == 0 for images, _ in counts)
+    if empty:
+        lines = [*lines, f"{empty} classes have no image: train longer (--epochs) or from pretrained weights"]
     sys.stdout.write(
         "\n".join(
             [
