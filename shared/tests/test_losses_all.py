@@ -136,6 +136,15 @@ def test_non_contiguous_input(case):
     same(run(case, strided, torch.float64), run(case, inputs, torch.float64), (1e-12, 1e-12))
 
 
+@pytest.mark.unchecked  # bytes are no Int to the checker
+@pytest.mark.parametrize("kind", [torch.int32, torch.int16, torch.uint8])
+@every
+def test_labels_may_be_integers_of_any_width(case, kind):
+    inputs = case.inputs(1)
+    narrow = tuple(x.to(kind) if isinstance(x, Tensor) and x.dtype == torch.int64 else x for x in inputs)
+    same(run(case, narrow, torch.float64), run(case, inputs, torch.float64), (1e-12, 1e-12))
+
+
 @some("batch")
 def test_batch_of_one(case):
     inputs = tuple(item[:1] if i in case.batch else item for i, item in enumerate(case.inputs(5)))

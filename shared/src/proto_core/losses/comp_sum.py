@@ -74,6 +74,7 @@ class CompSumLoss(nn.Module):
     def forward(self, logits: Float[Tensor, "N C"], targets: Int[Tensor, "N"]) -> Float[Tensor, "..."]:
         """Loss of a batch."""
         check_class_targets(logits, targets)
+        targets = targets.long()
         return _reduce(_comp_sum(full_precision(logits), targets, self.tau), self.reduction)
 
 
@@ -121,6 +122,7 @@ class SmoothAdversarialCompSumLoss(nn.Module):
     ) -> Float[Tensor, "..."]:
         """Loss of a batch: logits of x, targets, logits of x'."""
         check_class_targets(logits, targets)
+        targets = targets.long()
         if adv_logits.shape != logits.shape:
             raise ValueError(f"adv_logits: found shape {tuple(adv_logits.shape)}, needed {tuple(logits.shape)}")
         clean, moved = full_precision(logits), full_precision(adv_logits)

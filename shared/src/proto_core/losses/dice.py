@@ -170,7 +170,7 @@ def gather_map(map: Float[Tensor, "B C H W"], index: Int[Tensor, "B M"]) -> Floa
     if readable(index) and index.numel() and not bool(((index >= 0) & (index < places)).all()):
         low, high = int(index.min()), int(index.max())
         raise ValueError(f"index: found values from {low} to {high}, needed 0 to {places - 1}")
-    return map.flatten(2).gather(2, index.unsqueeze(1).expand(-1, map.shape[1], -1)).transpose(1, 2)
+    return map.flatten(2).gather(2, index.long().unsqueeze(1).expand(-1, map.shape[1], -1)).transpose(1, 2)
 
 
 class MaskedSmoothL1Loss(nn.Module):

@@ -118,7 +118,7 @@ class GeneralizedFocalLoss(nn.Module):
         """Loss of a batch."""
         if self.base_loss is None:
             check_class_targets(logits, targets)
-            losses = F.cross_entropy(full_precision(logits), targets, reduction="none")
+            losses = F.cross_entropy(full_precision(logits), targets.long(), reduction="none")
         else:
             losses = self.base_loss(logits, targets)
             if losses.ndim == 0:

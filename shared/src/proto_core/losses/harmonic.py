@@ -74,7 +74,7 @@ class HarmonicLoss(nn.Module):
         """Loss of a batch of distances to the centres."""
         check_class_targets(distances, targets, "distances")
         log_probs = harmonic_log_probs(distances, self.exponent, self.eps, self.smoothing)
-        return F.nll_loss(log_probs, targets, reduction=self.reduction)
+        return F.nll_loss(log_probs, targets.long(), reduction=self.reduction)
 
 
 def harmonic_log_probs(

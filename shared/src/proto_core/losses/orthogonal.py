@@ -209,7 +209,7 @@ class PerpetualOrthogonalProjectionLoss(nn.Module):
         x = unit_vectors(embeddings) if self.normalize else full_precision(embeddings)
         with no_autocast(x):
             cosines = x @ unit_vectors(self.centers).T
-        own = F.one_hot(labels, len(self.centers)).to(cosines)
+        own = F.one_hot(labels.long(), len(self.centers)).to(cosines)
         within = (own * cosines).sum() / (own.sum() + self.eps)
         between = ((1 - own) * cosines).sum() / ((1 - own).sum() + self.eps)
         return 0.5 * (1 - within) + between.abs()

@@ -55,7 +55,7 @@ class PrototypePullLoss(nn.Module):
         check_class_targets(embeddings, labels, "embeddings", classes=len(prototypes))
         if self.stop_gradient:
             embeddings = embeddings.detach()
-        own = unit_vectors(prototypes).index_select(0, labels)
+        own = unit_vectors(prototypes).index_select(0, labels.long())
         return (1 - (unit_vectors(embeddings) * own).sum(dim=1)).mean()
 
 

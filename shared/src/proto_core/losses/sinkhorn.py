@@ -231,6 +231,7 @@ def uncertainty_prototypes(
     device = features.device
     source = generator.device if generator is not None else device
     order = torch.randperm(len(features), generator=generator, device=source).to(device)
+    labels = labels.long()
     order = order[labels[order].argsort(stable=True)]
     ordered = labels[order]
     place = torch.arange(len(order), device=device) - torch.searchsorted(ordered, ordered)

@@ -231,7 +231,8 @@ class GaussianPrototypes(nn.Module):
         if z.shape[1] != self.loc.shape[1]:
             raise ValueError(f"z: found {z.shape[1]} features, needed {self.loc.shape[1]}")
         dim = z.shape[1]
-        member = (self.class_identity[:, labels.to(self.class_identity.device)] > 0).to(torch.float64)  # [P, N]
+        labels = labels.to(self.class_identity.device, torch.long)
+        member = (self.class_identity[:, labels] > 0).to(torch.float64)  # [P, N]
         counts = member.sum(dim=1)
         if bool((counts == 0).any()):
             missing = (counts == 0).nonzero().flatten().tolist()

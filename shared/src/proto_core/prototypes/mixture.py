@@ -164,7 +164,7 @@ class MixturePrototypes(nn.Module):
         z = self._checked(embeddings)
         check_class_targets(z, labels, "embeddings", classes=self.num_classes)
         old = self.prototypes.to(z)
-        own = self.class_identity.T.index_select(0, labels) > 0
+        own = self.class_identity.T.index_select(0, labels.long()) > 0
         weight = self.assign(z)
         selected = own
         if self.top_k:
