@@ -32,6 +32,12 @@ STEPS: dict[str, tuple[int, str]] = {
 }
 """System -> steps that a stage takes before every parameter has had a gradient, and why it is not one."""
 
+ROUNDED: dict[str, str] = {
+    "susana": "biases before batch norm (the card's) have no true gradient; Adam makes a step of its rounding's sign, "
+    "which varies with threads",
+}
+"""System -> why two equal steps end a step of the optimiser apart; their gradients are compared all the same."""
+
 SEED = 7
 
 every_trained = pytest.mark.parametrize("key", [key for key in SYSTEMS if trains(key)])
@@ -220,13 +226,13 @@ def test_same_seed_gives_the_same_result(key):
     first, again = trained(key), train(key, first_stage_only=True)
     stage = next(iter(first.steps))
     assert_same(again.before, first.before, f"{key}: two networks of seed {SEED}")
-    assert again.steps[stage].losses[:1] == pytest.approx(first.steps[stage].losses[:1], rel=1e-6)
-    # Gradients, not weights: where the true gradient is 0, as of a bias before batch norm, Adam turns the sign of its
-    # rounding, which varies with threads, into a whole step.
+    assert again.steps[stage].losses == pytest.approx(first.steps[stage].losses, rel=1e-6)
     found, expected = again.steps[stage].gradients, first.steps[stage].gradients
     assert found.keys() == expected.keys()
     largest = max(float(value.abs().max()) for value in expected.values())
     apart = {name: float((found[name] - value).abs().max()) / largest for name, value in expected.items()}
-    assert max(apart.values()) < 1e-4, f"{key}: gradients of seed {SEED} differ: {apart}"
+    assert max(apart.values()) < 1e-5, f"{key}: gradients of seed {SEED} differ: {apart}"
+    if key not in ROUNDED:
+        assert_same(again.after, first.after, f"{key}: two networks of seed {SEED} after one step")
     with pytest.raises(AssertionError):
         assert_same(first.after, first.before, "one step changes what the network says")

@@ -4,6 +4,9 @@ The CIFAR-10 excerpt: six classes are known (700 images of each train, 300 are t
 steps, batches and pairs of views; both are judged by the Mahalanobis score of the encoder's features. ResNet-18 for 80
 epochs where there is a GPU, four convolutions for 12 where there is none. The experiment of the card, on digits, stands
 in ``shared/claims/test_palm.py``.
+
+What was found: on a GPU 0.574 against 0.569 in the mean of three seeds, two of which are lower: within noise. On a CPU
+it does NOT hold, since twelve epochs leave both at chance: 0.514 against 0.515.
 """
 
 import zipfile

@@ -33,7 +33,7 @@ def dense(x: Tensor, labels: Tensor) -> Tensor:
     unit = F.normalize(x)
     cosines = unit @ unit.T
     same = labels.unsqueeze(1) == labels
-    positive, negative = (same & ~torch.eye(len(x), dtype=torch.bool)).float(), (~same).float()
+    positive, negative = (same & ~torch.eye(len(x), dtype=torch.bool, device=x.device)).float(), (~same).float()
     within = (positive * cosines).sum() / (positive.sum() + 1e-6)
     between = (negative * cosines).abs().sum() / (negative.sum() + 1e-6)
     return 1 - within + 0.5 * between

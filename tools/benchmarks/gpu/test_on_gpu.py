@@ -28,6 +28,15 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 PRECISIONS = ("float32", "bfloat16")
 
+PAIRS: dict[str, tuple[Any, dict[str, Callable[[], Any]]]] = {
+    "multi_similarity": (
+        multi_similarity,
+        {"proto": MultiSimilarityLoss, "pytorch_metric_learning": multi_similarity.peer},
+    ),
+    "opl": (opl, {"proto": OrthogonalProjectionLoss, "dense": lambda: opl.dense}),
+}
+"""Loss -> the CPU's benchmark with its batches and step, and what is compared."""
+
 
 def measured(benchmark: Any, call: Callable[[], Any], rounds: int = 20) -> None:
     def finished() -> None:
@@ -37,33 +46,14 @@ def measured(benchmark: Any, call: Callable[[], Any], rounds: int = 20) -> None:
     benchmark.pedantic(finished, rounds=rounds, warmup_rounds=3)
 
 
-def dense(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """OPL by the whole matrix with two masks."""
-    cosines = F.normalize(x) @ F.normalize(x).T
-    same = labels.unsqueeze(1) == labels
-    own = torch.eye(len(x), dtype=torch.bool, device=x.device)
-    positive, negative = (same & ~own).float(), (~same).float()
-    within = (positive * cosines).sum() / (positive.sum() + 1e-6)
-    return 1 - within + 0.5 * (negative * cosines).abs().sum() / (negative.sum() + 1e-6)
-
-
-@pytest.mark.parametrize("kind", ["proto", "pytorch_metric_learning"])
 @pytest.mark.parametrize("count", [512, 4096, 16384])
-def test_multi_similarity(benchmark, kind, count):
-    benchmark.group, benchmark.name = f"multi_similarity N={count}", f"multi_similarity_{count}_{kind}"
-    x, labels = multi_similarity.batch(count)
-    x, labels = x.detach().cuda().requires_grad_(), labels.cuda()
-    loss = MultiSimilarityLoss() if kind == "proto" else multi_similarity.peer()
-    measured(benchmark, lambda: multi_similarity.step(loss, x, labels))
-
-
-@pytest.mark.parametrize("kind", ["proto", "dense"])
-@pytest.mark.parametrize("count", [512, 4096, 16384])
-def test_opl(benchmark, kind, count):
-    benchmark.group, benchmark.name = f"opl N={count}", f"opl_{count}_{kind}"
-    x, labels = opl.batch(count)
-    x, labels = x.detach().cuda().requires_grad_(), labels.cuda()
-    measured(benchmark, lambda: opl.step(OrthogonalProjectionLoss() if kind == "proto" else dense, x, labels))
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, (_, losses) in PAIRS.items() for kind in losses])
+def test_pairs(benchmark, name, kind, count):
+    benchmark.group, benchmark.name = f"{name} N={count}", f"{name}_{count}_{kind}"
+    source, losses = PAIRS[name]
+    x, labels = source.batch(count)
+    x, labels, loss = x.detach().cuda().requires_grad_(), labels.cuda(), losses[kind]()
+    measured(benchmark, lambda: source.step(loss, x, labels))
 
 
 def _step(module: nn.Module, loss: Callable[[], torch.Tensor], precision: str) -> Callable[[], None]:
@@ -100,17 +90,19 @@ def test_palm(benchmark, kind, precision):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("kind", ["proto", "reference"])
 @pytest.mark.parametrize("name", ["rhythm", "morphology", "diffuse"])
-def test_protoecgnet_step(benchmark, kind, name, precision):
-    """The paper's network and batch of 32 records; the backbone with a linear head."""
-    benchmark.group, benchmark.name = f"ProtoECGNet, {name}, {precision}", f"{name}_{precision}_{kind}"
+@pytest.mark.parametrize("records", [32, 1024])
+def test_protoecgnet_step(benchmark, records, kind, name, precision):
+    """The paper's network; the backbone with a linear head. 32 records are the paper's batch."""
+    benchmark.group = f"ProtoECGNet, {name}, {records} records, {precision}"
+    benchmark.name = f"{name}_{records}_{precision}_{kind}"
     torch.manual_seed(0)
     network = ProtoECGNet(Branch1d(5), Branch2d(18, window=3), Branch2d(7, window=None), label_names=PTBXL_ALL)
-    signal = torch.randn(32, 12, 1000, device="cuda")
-    targets = (torch.rand(32, 71, device="cuda") < 3 / 71).float()
+    signal = torch.randn(records, 12, 1000, device="cuda")
+    targets = (torch.rand(records, 71, device="cuda") < 3 / 71).float()
     if kind == "proto":
         enter_stage(network, next(stage for stage in network.stages if stage.name == f"{name}.joint"))
         network.cuda().train()
-        batch = ECGBatch(signal, targets, torch.arange(32, device="cuda"))
+        batch = ECGBatch(signal, targets, torch.arange(records, device="cuda"))
         measured(benchmark, _step(network, lambda: network.training_step(batch, 0), precision))
         return
     backbone = ResNet1d() if name == "rhythm" else ResNet2d()
