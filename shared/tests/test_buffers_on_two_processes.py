@@ -1,18 +1,12 @@
 """Prototypes that move by running averages are the same on every process, and those of the joint batch on one."""
 
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from proto_core.prototypes import MixturePrototypes, VectorQuantizerEMAReset
-
-ROOT = Path(__file__).resolve().parents[2]
+from shared.tests.processes import on_two_processes
 
 
 def rows(step: int) -> tuple[Tensor, Tensor]:
@@ -36,28 +30,13 @@ def moved(part: slice) -> dict[str, dict[str, Tensor]]:
     return {name: dict(layer.state_dict()) for name, layer in found.items()}
 
 
-def rank(number: int, port: int, file: str) -> None:
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=number, world_size=2)
-    torch.save(moved(slice(0, 8) if number == 0 else slice(8, 24)), file)
-    dist.destroy_process_group()
+def rank(number: int) -> dict[str, dict[str, Tensor]]:
+    return moved(slice(0, 8) if number == 0 else slice(8, 24))
 
 
 @pytest.mark.unchecked
 def test_buffers_stay_equal(tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    code = "import sys; from shared.tests.test_buffers_on_two_processes import rank; "
-    code += "rank(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])"
-    files = [tmp_path / f"{number}.pt" for number in range(2)]
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code, str(number), str(port), str(file)], cwd=ROOT)
-        for number, file in enumerate(files)
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    one, two = (torch.load(file, weights_only=True) for file in files)
+    one, two = on_two_processes(rank, tmp_path)
     alone = moved(slice(None))
     for name, state in one.items():
         for key, value in state.items():

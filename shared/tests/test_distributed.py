@@ -1,17 +1,14 @@
 """Collectives on two gloo processes: the joint batch's values and gradients, whatever lies on which rank."""
 
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
-from torch import Tensor, multiprocessing
+from torch import Tensor
 
 from proto_core.distributed import all_reduce_sum, gather_parts, gather_with_grad, joint_mean
 from proto_core.losses import MultiLabelClusterLoss, MultiLabelSeparationLoss
 from proto_core.metrics import MacroAUROC, macro_auroc
+from shared.tests.processes import RANKS, on_two_processes
 
-RANKS = 2
 SPLIT = (5, 2)
 LOSSES = [
     kind(masking=masking, gather_distributed=True)
@@ -28,9 +25,7 @@ def joint_batch() -> tuple[Tensor, Tensor, Tensor]:
     return similarities, targets, torch.eye(3, dtype=torch.float64).repeat(2, 1)
 
 
-def run_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
+def run_rank(rank: int) -> dict[str, object]:
     found: dict[str, object] = {}
     similarities, targets, identity = joint_batch()
     part, labels = similarities.split(SPLIT)[rank].clone().requires_grad_(), targets.split(SPLIT)[rank]
@@ -61,21 +56,12 @@ def run_rank(rank: int, folder: str) -> None:
     metric.update(similarities[:1, :3], targets[:1], torch.tensor([0]))  # as a distributed sampler pads
     before = metric.gathered()
     found["metric"] = (metric.compute(), *before, *metric.gathered())
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    folder: Path = tmp_path_factory.mktemp("ranks")
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=run_rank, args=(rank, str(folder))) for rank in range(RANKS)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=120)
-    assert [process.exitcode for process in processes] == [0] * RANKS
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+    return on_two_processes(run_rank, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("number", range(len(LOSSES)), ids=lambda number: repr(LOSSES[number]))

@@ -1,9 +1,7 @@
 """Callbacks on two processes: every rank ends with the weights of one process that sees the joint batch."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -12,9 +10,9 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from proto_core.training import GradientNormCallback, MESACallback, SAMCallback
+from shared.tests.processes import on_two_processes
 from shared.tests.test_landscape_callbacks import Classifier, data
 
-ROOT = Path(__file__).resolve().parents[2]
 CALLBACKS = {
     "sam": lambda: SAMCallback(rho=0.3),
     "gradient_norm": lambda: GradientNormCallback("net", rho=0.1, lam=0.5, eta=0.5, epsilon=0.01),
@@ -56,17 +54,14 @@ def fit(names: list[str], ranks: int, folder: Path) -> None:
         torch.save(module.state_dict(), folder / f"{name}_{ranks}_{trainer.global_rank}.pt")
 
 
+def on_a_rank(folder: Path, rank: int) -> None:
+    fit(list(CALLBACKS), 2, folder)
+
+
 @pytest.mark.unchecked
 def test_two_processes_equal_one(tmp_path):
-    program = "import sys, pathlib; from shared.tests.test_landscape_processes import fit; "
-    program += "fit(sys.argv[1].split(','), 2, pathlib.Path(sys.argv[2]))"
-    script = tmp_path / "run.py"
-    script.write_text(program, encoding="utf-8")
     names = list(CALLBACKS)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), ",".join(names), str(tmp_path)]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    on_two_processes(partial(on_a_rank, tmp_path), tmp_path / "ranks")
     fit(names, 1, tmp_path)
     for name in names:
         alone, one, two = (

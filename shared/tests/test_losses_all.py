@@ -8,9 +8,6 @@ from __future__ import annotations
 import copy
 import importlib
 import resource
-import socket
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from shared.tests.loss_case import LossCase
+from shared.tests.processes import on_two_processes
 
 HERE = Path(__file__).resolve().parent
 CASES: list[LossCase] = [
@@ -225,11 +223,8 @@ def test_memory_is_bounded_at_sixteen_thousand_samples(case):
     assert grown < 1.0, f"{grown:.2f} GiB"
 
 
-def _rank(rank: int, port: int, file: str) -> None:
+def _rank(rank: int) -> dict[str, Any]:
     """One of two processes: the first takes a third of the batch, so that the parts differ in size."""
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     answers = {}
     for case in CASES:
         if not case.gathers:
@@ -241,24 +236,13 @@ def _rank(rank: int, port: int, file: str) -> None:
         mine = tuple(item[rows] if i in case.batch else item for i, item in enumerate(inputs))
         module = case.build(gather_distributed=True).double()
         answers[case.name] = measure(case, module, mine)
-    torch.save(answers, f"{file}.{rank}")
-    dist.destroy_process_group()
+    return answers
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     """All losses that gather, in one pair of processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    file = tmp_path_factory.mktemp("ranks") / "answers"
-    code = "import sys; from shared.tests.test_losses_all import _rank as r; r(*map(int, sys.argv[1:3]), sys.argv[3])"
-    started = [
-        subprocess.Popen([sys.executable, "-c", code, str(rank), str(port), str(file)], cwd=HERE.parents[1])
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=300) for process in started] == [0, 0]
-    return [torch.load(f"{file}.{rank}") for rank in range(2)]
+    return on_two_processes(_rank, tmp_path_factory.mktemp("ranks"))
 
 
 @some("gathers")

@@ -1,13 +1,11 @@
 """Metrics on two gloo processes: every class gives what one process gives of all samples, however they are split."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch import Tensor, multiprocessing
+from torch import Tensor
 from torchmetrics import Metric
 
 import proto_core.metrics
@@ -22,8 +20,8 @@ from proto_core.metrics import (
     SaliencyMetrics,
     VerificationMetrics,
 )
+from shared.tests.processes import on_two_processes
 
-RANKS = 2
 SAMPLES = 24
 SPLITS = {
     "uneven": ((0, 3, 9), (9, 24)),
@@ -58,9 +56,7 @@ def metrics() -> dict[str, tuple[Callable[[], Metric], tuple[Tensor, ...]]]:
     }
 
 
-def run_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=RANKS)
+def run_rank(rank: int) -> dict[tuple[str, str], Any]:
     found: dict[tuple[str, str], Any] = {}
     for name, (make, given) in metrics().items():
         for split, limits in SPLITS.items():
@@ -72,23 +68,12 @@ def run_rank(rank: int, folder: str) -> None:
             if rank == 0 or split == "uneven":  # a second round starts from nothing
                 metric.update(*(part[12 * rank : 12 * rank + 12] for part in given))
             found[f"{name} again", split] = metric.compute()
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    folder: Path = tmp_path_factory.mktemp("ranks")
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=run_rank, args=(rank, str(folder))) for rank in range(RANKS)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(timeout=300)
-    for process in processes:
-        process.kill()
-    assert [process.exitcode for process in processes] == [0] * RANKS
-    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+    return on_two_processes(run_rank, tmp_path_factory.mktemp("ranks"))
 
 
 def test_every_metric_is_looked_at() -> None:

@@ -1,6 +1,5 @@
 """Curriculum, checkpoints and teachers on a network small enough to see through."""
 
-import multiprocessing
 import os
 import signal
 import time
@@ -25,6 +24,7 @@ from proto_core.training import (
     read_checkpoint,
     save_checkpoint,
 )
+from shared.tests.processes import started
 
 
 class Batch(NamedTuple):
@@ -304,8 +304,7 @@ def _write_for_ever(path):
 def test_kill_while_writing_leaves_a_whole_checkpoint(tmp_path):
     path = tmp_path / "last.ckpt"
     WholeFileCheckpointIO().save_checkpoint({"state_dict": {"a": torch.ones(3)}}, path)
-    process = multiprocessing.get_context("spawn").Process(target=_write_for_ever, args=(path,))
-    process.start()
+    process = started(_write_for_ever, path)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".last*.part")) and time.monotonic() < deadline:
         time.sleep(0.001)

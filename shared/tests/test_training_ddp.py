@@ -1,14 +1,12 @@
 """The curriculum on two gloo processes equals one process with the joined batch: weights, losses, cases, resuming."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-SCRIPT = Path(__file__).resolve()
+from shared.tests.processes import finished, started
 
 
 def _final(folder: Path) -> dict:
@@ -30,11 +28,7 @@ def _same(a: dict, b: dict) -> None:
 
 
 def test_two_processes_equal_one_and_resume(tmp_path):
-    # one interpreter for all runs, which forks its ranks: starting Python and Lightning anew costs most of a minute
-    alone = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, str(SCRIPT), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=alone)
-    assert done.returncode == 0, done.stderr[-3000:]
+    finished(started(_main, tmp_path))  # it forks the ranks of each run
     one = _final(tmp_path / "one")
     assert one["state_dict"]["layer.case_index"].min() >= 0
     _same(one, _final(tmp_path / "two"))
@@ -43,9 +37,9 @@ def test_two_processes_equal_one_and_resume(tmp_path):
 
 def _run(folder: Path, devices: int, *, resume: bool = False, stop_after: int = -1) -> None:
     import lightning.pytorch as pl
-    from test_training import Data, Net, Stop, trainer
 
     from proto_core.training import Curriculum
+    from shared.tests.test_training import Data, Net, Stop, trainer
 
     options = {"strategy": "ddp_fork", "devices": devices} if devices > 1 else {}
     pl.seed_everything(1, verbose=False)
@@ -55,6 +49,8 @@ def _run(folder: Path, devices: int, *, resume: bool = False, stop_after: int = 
 
 
 def _main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     _run(folder / "two", 2)
     stopped = ""
     try:
@@ -65,7 +61,3 @@ def _main(folder: Path) -> None:
     assert not (folder / "cut" / "checkpoints" / "final.ckpt").exists()
     _run(folder / "cut", 2, resume=True)
     _run(folder / "one", 1)
-
-
-if __name__ == "__main__":
-    _main(Path(sys.argv[1]))
