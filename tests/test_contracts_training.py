@@ -40,7 +40,12 @@ ROUNDED: dict[str, str] = {
 
 SEED = 7
 
-every_trained = pytest.mark.parametrize("key", [key for key in SYSTEMS if trains(key)])
+
+def trained_systems() -> list[str]:
+    return [key for key in SYSTEMS if trains(key)]
+
+
+every_trained = pytest.mark.parametrize("key", trained_systems())
 
 
 class Watch(pl.Callback):
@@ -48,6 +53,7 @@ class Watch(pl.Callback):
 
     Attributes:
         losses: of each batch, where the system says.
+        batches: sums of each batch's tensors, to tell batches apart.
         trainable: names of the parameters that should have a gradient.
         finite: parameter -> whether its gradients were finite.
         moved: parameters whose gradient was not all zero.
@@ -56,6 +62,7 @@ class Watch(pl.Callback):
 
     def __init__(self) -> None:
         self.losses: list[float] = []
+        self.batches: list[list[float]] = []
         self.trainable: set[str] = set()
         self.finite: dict[str, bool] = {}
         self.moved: set[str] = set()
@@ -74,6 +81,10 @@ class Watch(pl.Callback):
                 if parameter.grad.any():
                     self.moved.add(name)
 
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        tensors = [value for _, value in leaves(batch) if isinstance(value, Tensor)]
+        self.batches.append([float(value.double().sum()) for value in tensors])
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *args: Any) -> None:
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if loss is not None:
@@ -85,10 +96,11 @@ def one_step(module: pl.LightningModule, data: Any, folder: Path, stage: Any, **
     if stage is not None:
         enter_stage(module, stage)
     watch = Watch()
+    steps = max(settings.pop("steps", 1), STEPS.get(str(getattr(module, "system", "")), (1, ""))[0])
     trainer = pl.Trainer(
         accelerator=settings.pop("accelerator", "cpu"),
-        max_epochs=1,
-        max_steps=STEPS.get(str(getattr(module, "system", "")), (1, ""))[0],
+        max_epochs=steps,
+        max_steps=steps,
         limit_val_batches=0,
         num_sanity_val_steps=0,
         logger=False,

@@ -1,11 +1,11 @@
 """ProtoECGNet on two gloo processes: losses, gradients and projected cases are those of one with the joined batch."""
 
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
+
+from shared.tests.processes import on_two_processes
 
 RECORDS, LENGTH = 16, 320
 STAGES = ("rhythm.joint", "morphology.joint", "diffuse.joint", "morphology.classifier", "fusion")
@@ -80,14 +80,9 @@ def work(rank, world):
 
 @pytest.mark.unchecked
 def test_two_processes_are_one_with_the_joined_batch(tmp_path):
-    command = [sys.executable, str(Path(__file__).resolve()), str(tmp_path)]
-    processes = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
+    ranks = on_two_processes(partial(work, world=2), tmp_path)
     one = work(0, 1)
-    for process in processes:
-        _, error = process.communicate(timeout=180)
-        assert process.returncode == 0, error[-3000:]
-    for rank in (0, 1):
-        two = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for two in ranks:
         assert two.keys() == one.keys()
         for key, value in one.items():
             if isinstance(value, list):
@@ -96,11 +91,3 @@ def test_two_processes_are_one_with_the_joined_batch(tmp_path):
                 torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-6, msg=key)
     assert {name for key in one for name in key.split() if name in STAGES} == set(STAGES)
     assert all("record" in case for name in ("rhythm", "morphology", "diffuse") for case in one[f"{name} ids"])
-
-
-if __name__ == "__main__":
-    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save(work(rank, 2), folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
