@@ -39,9 +39,7 @@ def steps(key: str, folder: Path, rank: int) -> dict[str, Any]:
     wanted = STEPS * OPTIMISERS.get(key, (1, ""))[0]
     found: dict[str, Any] = {}
     for stage in stages(module):
-        watch = one_step(
-            module, data, folder, stage, devices=RANKS, strategy="ddp", steps=STEPS * OPTIMISERS.get(key, (1,))[0]
-        )
+        watch = one_step(module, data, folder, stage, devices=RANKS, strategy="ddp", steps=wanted)
         state = {name: value.clone() for name, value in module.state_dict().items() if isinstance(value, Tensor)}
         found[getattr(stage, "name", "training")] = (watch.losses, watch.batches, state)
     return found
