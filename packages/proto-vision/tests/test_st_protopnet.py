@@ -166,12 +166,29 @@ def test_black_images_and_zero_features_give_finite_gradients(variant):
     assert out.logits.isfinite().all()
 
 
-def test_under_autocast_similarities_stay_in_float32():
-    net = small()
+@pytest.mark.parametrize("variant", ["projection", "cosine"])
+def test_under_autocast_similarities_and_logits_stay_in_float32(variant):
+    net = small(variant, classes=100, per_class=5)
+    x = torch.rand(2, 1, 8, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = net(torch.rand(2, 1, 8, 8))
-    assert out.max_trivial.dtype == out.maps_support.dtype == torch.float32
-    assert out.logits.isfinite().all()
+        out, branch = net(x), net.branch("trivial", net.backbone(x))
+    assert out.max_trivial.dtype == out.maps_support.dtype == out.logits.dtype == torch.float32
+    # bfloat16 would round logits of a hundred classes by more than they differ
+    near(branch.logits, (branch.similarities @ net.head_trivial.weight.T).detach(), rtol=1e-6)
+    half = net.bfloat16()(x.bfloat16())
+    assert half.logits.dtype == torch.float32
+
+
+def test_add_ons_start_as_the_card_says():
+    torch.manual_seed(0)
+    net = STProtoPNet(nn.Identity(), 400, 2, prototype_channels=100)
+    for name in BRANCHES:
+        convolutions = [m for m in getattr(net, f"addon_{name}") if isinstance(m, nn.Conv2d)]
+        assert [tuple(m.weight.shape) for m in convolutions] == [(100, 400, 1, 1), (100, 100, 1, 1)]
+        for m in convolutions:
+            assert float(m.weight.detach().std()) == pytest.approx(math.sqrt(2 / 100), rel=0.05)
+            assert not m.bias.any()
+    assert not torch.equal(net.addon_trivial[0].weight, net.addon_support[0].weight)
 
 
 @pytest.mark.bad_input
@@ -261,11 +278,12 @@ def test_batches_take_turns(turn, monkeypatch):
         near(net.network.layer(name).prototypes.flatten(1).norm(dim=1), np.ones(20), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("kind", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("name", BRANCHES)
-def test_branch_loss_is_the_sum_of_its_terms(name):
-    net = module(loss=STLossWeights(masking="multiply"))
+def test_branch_loss_is_the_sum_of_its_terms(name, kind, tolerance):
+    net = module(loss=STLossWeights(masking="multiply")).to(kind)
     data = batch(net)
-    out = net.network.branch(name, net.network.backbone(data.image))
+    out = net.network.branch(name, net.network.backbone(data.image.to(kind)))
     layer, s, y = net.network.layer(name), out.cosines.detach(), data.target
     own = layer.class_identity[:, y].T
     P = layer.prototypes.detach().flatten(1)
@@ -285,7 +303,7 @@ def test_branch_loss_is_the_sum_of_its_terms(name):
         + between
         + 1e-4 * wrong.abs().sum()
     )
-    near(net.branch_loss(name, out, y), expected.detach(), rtol=1e-5)
+    near(net.branch_loss(name, out, y), expected.detach(), rtol=tolerance)
 
 
 def test_rates_and_decay_are_the_authors():
@@ -304,6 +322,18 @@ def test_rates_and_decay_are_the_authors():
     assert groups(heads) == [(1e-4, 0, 2)]
     net.train()
     assert not net.network.backbone.training
+
+
+def test_rates_go_on_falling_over_the_rounds():
+    schedule = STSchedule(warmup_epochs=1, joint_epochs=10, rounds=3, milestones=(7, 10, 13))
+    stages = {stage.name: stage for stage in STProtoPNetModule("conv2", 4, in_channels=1, schedule=schedule).stages}
+    assert list(stages) == ["warmup", "joint", "heads", "joint2", "heads2", "joint3", "heads3"]
+    fallen = [
+        sum(epoch >= milestone for milestone in stages[name].milestones)
+        for name in ("joint", "joint2", "joint3")
+        for epoch in range(10)
+    ]
+    assert fallen == [sum(epoch >= milestone for milestone in (7, 10, 13)) for epoch in range(30)]
 
 
 def test_curriculum_projects_onto_training_images_and_explains_itself(tmp_path):

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from proto_core.checks import check_class_targets, check_option
 from proto_core.modes import evaluation_mode
+from proto_core.precision import no_autocast
 from proto_core.prototypes import PartPrototypes, PrototypeLayer, PushResult, project_prototypes
 
 __all__ = ["BRANCHES", "STProtoPNet", "STProtoPNetOutput"]
@@ -165,7 +166,9 @@ class STProtoPNet(nn.Module):
         cosines = similarities
         if self.variant == "projection":
             cosines = layer.similarity_maps(features, "cosine").amax(dim=(2, 3))
-        return BranchOutput(head(similarities.to(head.weight.dtype)), similarities, cosines, maps)
+        with no_autocast(similarities):  # a sum over all prototypes dwarfs what tells classes apart: bfloat16 loses it
+            logits = F.linear(similarities, head.weight.to(similarities.dtype))
+        return BranchOutput(logits, similarities, cosines, maps)
 
     def forward(self, images: Float[Tensor, "N channels S S"]) -> STProtoPNetOutput:
         """Both branches and the sum of their logits."""

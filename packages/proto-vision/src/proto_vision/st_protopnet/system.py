@@ -26,6 +26,7 @@ from proto_core.losses import (
     SubspaceOrthogonalityLoss,
 )
 from proto_core.metrics import FoldAccuracy
+from proto_core.precision import full_precision
 from proto_core.prototypes import PrototypeLayer
 from proto_core.systems import Paper
 from proto_core.training import Stage
@@ -71,12 +72,12 @@ class STSchedule:
         warmup_epochs: add-ons and prototypes alone (0 leaves it out).
         joint_epochs: backbone, add-ons and prototypes; ends with the projection.
         head_epochs: heads alone (0 leaves it out).
-        rounds: how often joint training and heads take turns.
+        rounds: how often joint training and heads take turns; the rates go on falling where the last round left them.
         lr: of add-ons and prototypes.
         backbone_lr: of the backbone.
         head_lr: of the heads.
         weight_decay: of backbone and add-ons.
-        milestones: joint epochs after which the rates fall.
+        milestones: joint epochs, counted over all rounds, after which the rates fall.
         gamma: factor at a milestone.
         keep: ``"best"`` keeps the epoch of a stage with the best validation accuracy, ``"last"`` its last epoch.
     """
@@ -235,7 +236,7 @@ class STProtoPNetModule(ExplainsParts, ImageClassifier):
             (self.discrimination, weights.discrimination) if trivial else (self.closeness, weights.closeness)
         )
         return (
-            F.cross_entropy(out.logits.float(), targets)
+            F.cross_entropy(full_precision(out.logits), targets)
             + weights.cluster * self.cluster(out.cosines, targets, layer.class_identity)
             + separation * self.separation(out.cosines, targets, layer.class_identity)
             + weights.orthogonality * self.orthogonality(layer.prototypes, self.num_classes)
@@ -333,7 +334,8 @@ def st_protopnet_stages(schedule: STSchedule) -> list[Stage]:
     stages = [Stage("warmup", new, schedule.warmup_epochs, schedule.lr, **common)]
     for turn in range(1, schedule.rounds + 1):
         number = str(turn) if turn > 1 else ""
-        steps: dict[str, Any] = {"scheduler": "steps", "milestones": schedule.milestones, "gamma": schedule.gamma}
+        falls = tuple(milestone - (turn - 1) * schedule.joint_epochs for milestone in schedule.milestones)
+        steps: dict[str, Any] = {"scheduler": "steps", "milestones": falls, "gamma": schedule.gamma}
         train = ("network.backbone.*", *new)
         stages.append(
             Stage(f"joint{number}", train, schedule.joint_epochs, schedule.lr, project=True, **steps, **common)
