@@ -267,6 +267,12 @@ def test_one_sample_no_sample_ties_and_weights():
     assert half.dtype == torch.float32
 
 
+@pytest.mark.parametrize("kind", [torch.int32, torch.int16, torch.int8])
+def test_targets_may_be_integers_of_any_width(kind):
+    logits, targets, *others = inputs(5)
+    assert torch.equal(CaseBasedLoss()(logits, targets.to(kind), *others), CaseBasedLoss()(logits, targets, *others))
+
+
 @pytest.mark.bad_input
 def test_bad_input_of_the_loss_is_refused():
     logits, targets, reconstruction, x, distances = inputs(3)
@@ -279,6 +285,8 @@ def test_bad_input_of_the_loss_is_refused():
         loss(logits, targets, reconstruction[..., :3], x, distances)
     with pytest.raises(ValueError, match=r"distances, inputs: .* needed 3 rows"):
         loss(logits, targets, reconstruction, x, distances[:2])
+    with pytest.raises(ValueError, match="with m at least 1"):
+        loss(logits, targets, reconstruction, x, distances[:, :0])
     for name in ("class", "reconstruction", "prototype", "feature"):
         with pytest.raises(ValueError, match=rf"lambda_{name}: found -0\.1"):
             CaseBasedLoss(**{f"lambda_{name}": -0.1})

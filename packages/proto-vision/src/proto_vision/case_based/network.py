@@ -252,12 +252,14 @@ class CaseBasedLoss(nn.Module):
             shapes = f"{tuple(reconstruction.shape)} and {tuple(inputs.shape)}"
             raise ValueError(f"reconstruction, inputs: found shapes {shapes}, needed the same")
         count = len(targets)
-        if distances.ndim != 2 or len(distances) != count or len(inputs) != count:
+        if distances.ndim != 2 or len(distances) != count or distances.shape[1] == 0 or len(inputs) != count:
             shapes = f"{tuple(distances.shape)} and {tuple(inputs.shape)}"
-            raise ValueError(f"distances, inputs: found shapes {shapes}, needed {count} rows and [{count}, m]")
+            raise ValueError(
+                f"distances, inputs: found shapes {shapes}, needed {count} rows and [{count}, m] with m at least 1"
+            )
         distances = full_precision(distances)
         error = (full_precision(reconstruction) - full_precision(inputs)).square()
-        own = F.cross_entropy(full_precision(logits), targets, reduction="sum")
+        own = F.cross_entropy(full_precision(logits), targets.long(), reduction="sum")
         return {
             "class": own / max(count, 1),
             "reconstruction": error.sum() / max(count, 1),
