@@ -331,6 +331,19 @@ def test_training_deforms_and_reconstructs_what_it_deformed():
     near(plain.training_step(twice, 0), expected.detach())
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("alpha", [0.0, 20.0])
+def test_training_in_other_precisions(kind, alpha):
+    image = torch.rand(1, 1, 8, 8).to(kind)
+    batch = ImageBatch(image, torch.tensor([3]), torch.tensor([0]), torch.ones(1).bool())
+    net = module(elastic_alpha=alpha).to(kind)
+    loss = net.training_step(batch, 0)
+    loss.backward()
+    assert loss.dtype == torch.promote_types(kind, torch.float32)
+    assert all(p.grad.isfinite().all() for p in net.network.parameters())
+    assert net.deformation(image).dtype == loss.dtype
+
+
 def test_pixels_undo_the_normalisation():
     x = torch.rand(2, 3, 4, 4)
     mean, std = (0.1, 0.2, 0.3), (0.5, 1.0, 2.0)

@@ -61,7 +61,8 @@ class ElasticDeformation:
         """Deform a batch; by default with noise from U[-1, 1)."""
         needed = (len(images), 2, *images.shape[2:])
         if noise is None:
-            noise = torch.rand(needed, device=images.device) * 2 - 1
+            kind = torch.promote_types(images.dtype, torch.float32)
+            noise = torch.rand(needed, dtype=kind, device=images.device) * 2 - 1
         if tuple(noise.shape) != needed:
             raise ValueError(f"noise: found shape {tuple(noise.shape)}, needed {needed}")
         return _read(images.to(noise.dtype), self.alpha * self._smooth(noise))

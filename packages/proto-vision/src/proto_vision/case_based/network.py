@@ -138,7 +138,7 @@ class PrototypeAutoencoder(nn.Module):
         needed = (self.in_channels, *self.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != needed:
             raise ValueError(f"images: found shape {tuple(images.shape)}, needed [N, {', '.join(map(str, needed))}]")
-        features = images
+        features = images.to(self.prototypes.dtype)  # pixel values come in float32, whatever the network's precision
         for layer, size in zip(self.encoder_convs, self.sizes):
             top, left = (_padding(side) for side in size)
             features = layer(F.pad(features, (*left, *top))).relu()
