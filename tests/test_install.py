@@ -115,7 +115,7 @@ def uv() -> list[str]:
 
 def run(command: list[str], folder: Path, **extra: str) -> subprocess.CompletedProcess[str]:
     """Run a command that sees neither this environment nor the workspace."""
-    hidden = ("PYTHONPATH", "VIRTUAL_ENV", "UV_PROJECT_ENVIRONMENT", "COLUMNS")
+    hidden = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV", "UV_PROJECT_ENVIRONMENT", "COLUMNS")
     environment = {name: value for name, value in os.environ.items() if name not in hidden} | extra
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 

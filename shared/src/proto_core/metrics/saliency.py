@@ -36,7 +36,8 @@ def content_heatmap(
 def outside_inside_ratio(
     heatmap: Float[Tensor, "*batch H W"], mask: Shaped[Tensor, "*batch H W"]
 ) -> Float[Tensor, "*batch"]:
-    """Mean heat outside the mask over the mean inside (OIRR); lower is better, infinite without heat inside.
+    """Mean heat outside the mask over the mean inside (OIRR); lower is better, infinite without heat inside,
+    not a number without any heat.
 
     Raises:
         ValueError: shapes that differ, a mask without a pixel inside or outside.
