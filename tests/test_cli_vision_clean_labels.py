@@ -119,6 +119,19 @@ def test_a_checkpoint_judges_alike_and_elsewhere(cpc: Path, images: Path, tmp_pa
     assert (tmp_path / "deep" / "s.html").read_text(encoding="utf-8").count("<figure") == 7
 
 
+def test_a_checkpoint_leaves_out_images_that_cannot_be_read(cpc: Path, images: Path, tmp_path: Path, capsys) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(images, moved)
+    (moved / "red" / "torn.png").write_bytes(b"no image")
+    checkpoint = cpc / "run" / "checkpoints" / "final.ckpt"
+    places = ["--out", tmp_path / "out" / "s.csv", "--sheet", tmp_path / "out" / "s.html"]
+    with pytest.warns(UserWarning, match="1 images cannot be read"):
+        assert call("--ckpt_path", checkpoint, "--data.root", moved, *places) == 0
+    assert "72 images" in capsys.readouterr().out
+    assert table(tmp_path / "out" / "s.csv") == table(cpc / "suspicions.csv")
+    assert [row["image"] for row in table(tmp_path / "out" / "skipped_images.csv")] == ["red/torn.png"]
+
+
 def test_trusted_images_are_never_suspicious(images: Path, trusted: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr("sys.argv", ["proto-vision"])
     schedule = {"pretrain_epochs": 3, "init_epoch": 1, "relation_epochs": 1, "epochs": 6}
