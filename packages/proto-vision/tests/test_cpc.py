@@ -185,6 +185,21 @@ def test_half_precision_is_computed_in_full():
     assert cleaner.loss(x.bfloat16(), labels, torch.rand(4)).dtype == torch.float32
 
 
+@pytest.mark.parametrize("kind", [torch.int8, torch.int16, torch.int32])
+def test_labels_of_any_signed_integer_type_are_the_same(kind):
+    cleaner, features, labels, trust = (
+        ClassPrototypeCleaner(3, 4),
+        torch.randn(4, 3),
+        torch.tensor([0, 1, 3, 1]),
+        torch.rand(4),
+    )
+    logits, few = torch.randn(2, 4, 4), labels.to(kind)
+    near(cleaner(features, few), cleaner(features, labels).detach())
+    near(cleaner.loss(features, few, trust), cleaner.loss(features, labels, trust).detach())
+    near(refine_labels(few, trust, logits), refine_labels(labels, trust, logits))
+    near(gmm_clean_probability(trust, labels=few), gmm_clean_probability(trust, labels=labels))
+
+
 def test_mixing_keeps_more_of_a_than_of_its_partner_and_the_sum():
     torch.manual_seed(0)
     inputs, targets = torch.randn(6, 2), torch.eye(6)
@@ -371,6 +386,14 @@ def test_training_divides_labels_and_resumes(tmp_path):
     resumed.on_load_checkpoint(stored)
     assert all(torch.equal(one, other) for one, other in zip(resumed.past, net.past))
     assert len(resumed.past) == 2
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_every_precision_trains(precision, tmp_path):
+    net, data = module(), data_of(views=["none"], batch_size=241)  # 724 images, one is left for the last batch
+    trainer_of(tmp_path, Curriculum(), precision=precision).fit(net, datamodule=data)
+    assert bool(net.fitted)
+    assert all(value.isfinite().all() for value in net.state_dict().values())
 
 
 def test_losses_are_kept_by_row_and_scaled_over_the_data_set():

@@ -80,6 +80,7 @@ class ClassPrototypeCleaner(nn.Module):
         check_class_targets(features, labels, what="features", classes=len(self.bias), empty=True)
         if features.shape[1] != self.prototypes.shape[1]:
             raise ValueError(f"features: found {features.shape[1]} columns, needed {self.prototypes.shape[1]}")
+        labels = labels.long()
         own = unit_vectors(self.prototypes)[labels]
         return (unit_vectors(features) * own).sum(1) / self.temperature + full_precision(self.bias)[labels]
 

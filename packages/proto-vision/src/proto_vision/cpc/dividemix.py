@@ -160,7 +160,7 @@ def refine_labels(
         )
     check_share("clean_probability", clean_probability)
     trust = clean_probability.to(mean.dtype)[:, None]
-    return _sharpened(trust * F.one_hot(labels, mean.shape[1]) + (1 - trust) * mean, temperature)
+    return _sharpened(trust * F.one_hot(labels.long(), mean.shape[1]) + (1 - trust) * mean, temperature)
 
 
 @torch.no_grad()
@@ -234,7 +234,8 @@ def mix_up(
         True
     """
     check_positive(alpha=alpha)
-    share = torch.distributions.Beta(alpha, alpha).sample().item()
+    size = torch.tensor(alpha, dtype=torch.float32)  # whatever the default is: there is no draw in bfloat16
+    share = torch.distributions.Beta(size, size).sample().item()
     share = max(share, 1 - share)
     order = torch.randperm(len(inputs), device=inputs.device)
     return share * inputs + (1 - share) * inputs[order], share * targets + (1 - share) * targets[order]

@@ -283,7 +283,7 @@ class CPCModule(ImageClassifier):
             for batch in plain_batches(data, rows[rank::world], "training labels", shown=rank == 0):
                 images, labels, index = (part.to(self.device) for part in batch[:3])
                 for k in PAIR:
-                    logits, found = self.networks[k](images)
+                    logits, found = self.networks[k](images.to(self.cleaners[k].prototypes.dtype))
                     losses[k, index] = F.cross_entropy(logits.float(), labels, reduction="none")
                     if features is None:
                         clean[k, index] = self.cleaners[k].clean_probability(found, labels).float()
