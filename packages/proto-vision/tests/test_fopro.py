@@ -301,6 +301,68 @@ def test_half_precision_is_divided_in_full():
     assert bool(step.total.isfinite())
 
 
+def test_prototypes_and_visits_are_polished_in_full():
+    torch.manual_seed(0)
+    before, keys = F.normalize(torch.randn(3, 8), dim=1), F.normalize(torch.randn(40, 8), dim=1)
+    labels, mask = torch.arange(40) % 3, torch.arange(40) % 4 > 0
+    expected = polish_prototypes(before, keys, labels, mask, 0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = polish_prototypes(before, keys, labels, mask, 0.5)
+    for one, other in zip(found, expected):
+        assert one.dtype == torch.float32
+        near(one, other, rtol=1e-6)
+
+
+def test_distances_to_a_class_are_told_apart_in_full():
+    net, (images, _, labels, fewshot) = small(), batch_of()
+    net.initialise_prototypes([(images, labels)])
+    with torch.no_grad():
+        cosine = net.embed(net.encoder(images)) @ net.prototypes.T
+        distance = (0.5 * (net.prototypes @ net.prototypes.T)[labels] - 0.5 * cosine).abs().sum(1)
+    net.distance_threshold = float(distance.sort().values[2:4].mean())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = net._low_dim_rows(labels, fewshot & False, distance, cosine, fewshot, True, "none")
+    assert torch.equal(found, distance <= net.distance_threshold)
+
+
+def test_margins_are_not_rounded_in_double_precision():
+    net, (images, augmented, labels, _) = small(margin=0.3, use_density=False).double(), batch_of()
+    images, augmented, trusted = images.double(), augmented.double(), torch.ones(6, dtype=torch.bool)
+    net.initialise_prototypes([(images, labels)])
+    with torch.no_grad():
+        z, other = (net.embed(net.encoder(part)) for part in (images, augmented))
+        off = torch.full((6, 3), 0.0).double()
+        off[torch.arange(6), labels] = 0.3
+        proto = F.cross_entropy((z @ net.prototypes.T - off) / 0.1, labels)
+        low = [F.cross_entropy((net.low_dim_classifier(part) - off) / 0.1, labels) for part in (z, other)]
+    step = net.compute_losses(images, augmented, labels, trusted, use_prototypes=True)
+    near(step.losses["proto"], proto, rtol=1e-12)
+    near(step.losses["low_dim"], (low[0] + low[1]) / 2, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.int16, torch.int32])
+def test_labels_of_any_signed_integer_type_are_the_same(kind):
+    steps = []
+    for labels in (torch.arange(6) % 3, (torch.arange(6) % 3).to(kind)):
+        net, (images, augmented, _, fewshot) = small(), batch_of()
+        net.initialise_prototypes([(images, labels)])
+        step = net.compute_losses(
+            images, augmented, labels, fewshot, use_prototypes=True, cleaning="fusion", train_relation=True
+        )
+        assert step.labels.dtype == torch.int64
+        steps.append((step.total.detach(), net.prototypes))
+    for one, other in zip(*steps):
+        near(one, other)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+def test_relation_scores_of_other_precisions(kind):
+    module = RelationModule(3, 5)
+    z, c = torch.randn(4, 3).to(kind), torch.randn(2, 3).to(kind)
+    near(module(z, c), module(z.float(), c.float()).detach(), rtol=1e-4, atol=1e-5)
+    near(module.to(kind)(z, c), module(z.float(), c.float()).detach(), rtol=1e-4, atol=1e-5)
+
+
 def test_relation_scores_are_those_of_pairs_side_by_side():
     module = RelationModule(3, 5)
     z, c = torch.randn(4, 3), torch.randn(2, 3)
@@ -326,6 +388,8 @@ def test_bad_input_is_refused():
     for wrong in (3, -1):
         with pytest.raises(ValueError, match=f"targets: found {wrong}, needed classes 0 to 2"):
             net.compute_losses(images, augmented, labels.clone().fill_(wrong), fewshot, use_prototypes=False)
+        with pytest.raises(ValueError, match=f"targets: found {wrong}, needed classes 0 to 2"):
+            net.initialise_prototypes([(images, torch.full_like(labels, wrong))])
     with pytest.raises(ValueError, match=r"fewshot: found shape \(2,\)"):
         net.compute_losses(images, augmented, labels, fewshot[:2], use_prototypes=False)
     with pytest.raises(ValueError, match="queue_size: found 0"):
@@ -449,6 +513,26 @@ def test_stages_follow_the_papers_plan(tmp_path):
     images = torch.rand(3, 1, 8, 8)
     near(again(images).logits, net.eval()(images).logits.detach(), rtol=1e-6)
     assert again.settings() == net.settings()
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_every_precision_trains(precision, tmp_path):
+    net, data = module(), data_of(batch_size=241)  # 724 images, one is left for the last batch
+    trainer_of(tmp_path, Curriculum(), precision=precision).fit(net, datamodule=data)
+    assert bool(net.initialised)
+    assert all(value.isfinite().all() for value in net.state_dict().values())
+
+
+def test_the_plan_goes_on_where_an_earlier_epoch_was_kept():
+    net = module(schedule=FoProSchedule(**SHORT))
+    net.initialised.fill_(True)
+    net.begun.fill_(2)  # the second of three epochs of pretraining was the best
+    enter_stage(net, net.stages[-1])
+    net.trainer = pl.Trainer(accelerator="cpu", logger=False)
+    net.on_train_epoch_start()
+    assert (net.epoch, int(net.begun)) == (3, 4)
+    net.on_train_epoch_start()
+    assert (net.epoch, int(net.begun)) == (4, 5)
 
 
 def test_labels_are_judged_by_soft_targets():

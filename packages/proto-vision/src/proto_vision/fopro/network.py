@@ -59,9 +59,10 @@ class RelationModule(nn.Module):
 
     def forward(self, embeddings: Float[Tensor, "N D"], prototypes: Float[Tensor, "K D"]) -> Float[Tensor, "N K"]:
         """Scores; the first layer acts on both parts of a pair by itself, so that no pair is written out."""
+        embeddings = full_precision(embeddings)
         first, second = self.fc1.weight.to(embeddings.dtype).chunk(2, dim=1)
         hidden = (embeddings @ first.mT).unsqueeze(1) + (prototypes.to(embeddings.dtype) @ second.mT)
-        return self.fc2(hidden.relu()).squeeze(2)
+        return F.linear(hidden.relu(), self.fc2.weight.to(embeddings.dtype)).squeeze(2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +190,7 @@ class FoPro(nn.Module):
 
     def embed(self, features: Float[Tensor, "N B"]) -> Float[Tensor, "N D"]:
         """z, of norm 1."""
-        return unit_vectors(self.projector(features))
+        return unit_vectors(self.projector(features.to(self.classifier.weight.dtype)))
 
     @torch.no_grad()
     def soft_targets(self, images: Tensor) -> Float[Tensor, "N K"]:
@@ -208,7 +209,7 @@ class FoPro(nn.Module):
             allow_missing: whether classes may lack an image; their prototype is 0, and their similarity.
 
         Raises:
-            ValueError: a class without a trusted image.
+            ValueError: a class without a trusted image, labels outside 0..K-1.
         """
         keys, labels = [], []
         with evaluation_mode(self):
@@ -219,16 +220,17 @@ class FoPro(nn.Module):
                     images, targets, *rest = batch
                     mask = rest[0].bool() if rest else torch.ones_like(targets, dtype=torch.bool)
                 device = self.prototypes.device
-                images, targets, mask = (part.to(device) for part in (images, targets, mask))
+                images, targets, mask = images.to(self.prototypes), targets.to(device), mask.to(device)
                 keys.append(self.embed(self.momentum_encoder(images[mask])))
                 labels.append(targets[mask])
         if not keys:
             raise ValueError("batches: found none, needed trusted images of every class")
         joint = torch.cat(labels)
+        begun = initial_prototypes(torch.cat(keys), joint, self.num_classes)
         lacking = (torch.bincount(joint, minlength=self.num_classes) == 0).nonzero().flatten().tolist()
         if lacking and not allow_missing:
             raise ValueError(f"batches: found no trusted image of {len(lacking)} classes, such as {lacking[:5]}")
-        self.prototypes.copy_(initial_prototypes(torch.cat(keys), joint, self.num_classes))
+        self.prototypes.copy_(begun)
         self.visited.zero_()
         self.distance.zero_()
 
@@ -275,21 +277,22 @@ class FoPro(nn.Module):
         if fewshot.shape != labels.shape:
             raise ValueError(f"fewshot: found shape {tuple(fewshot.shape)}, needed {tuple(labels.shape)}")
         fewshot = fewshot.bool()
-        features = full_precision(self.encoder(images))
-        check_class_targets(features, labels, what="images", classes=self.num_classes, empty=True)
-        logits, z = full_precision(self.classifier(features)), self.embed(features)
+        seen = self.encoder(images)
+        check_class_targets(seen, labels, what="images", classes=self.num_classes, empty=True)
+        features, labels = full_precision(seen), labels.long()
+        logits, z = full_precision(self.classifier(seen)), self.embed(seen)
         z_augmented = self.embed(self.encoder(augmented))
         losses = {"reconstruction": self._reconstruction(features, z, use_prototypes)}
         key, key_augmented = self._keys(images, augmented, update_momentum)
 
         cosine, temperatures = self._cosine(z), self._temperatures()
-        one_hot = F.one_hot(labels, self.num_classes)
+        one_hot = F.one_hot(labels, self.num_classes).to(cosine.dtype)
         with_margin = (cosine - self.margin * one_hot * fewshot[:, None]) / temperatures
         with torch.no_grad():
             soft = logits.softmax(1)
             if use_prototypes:
                 soft = self._mixed(logits, cosine / temperatures)
-                soft = torch.where(fewshot[:, None], one_hot.to(soft.dtype), soft)
+                soft = torch.where(fewshot[:, None], one_hot, soft)
             score = soft.gather(1, labels[:, None]).squeeze(1)
             new, clean, corrected = self._cleaned(labels, fewshot, soft, score, z, cleaning)
 
@@ -328,7 +331,8 @@ class FoPro(nn.Module):
     def _reconstruction(self, features: Tensor, z: Tensor, use_prototypes: bool) -> Float[Tensor, ""]:
         """With prototypes only the reconstructor learns, before them the projector too."""
         known = features.detach()
-        rebuilt = self.reconstructor(z.detach() if use_prototypes else self.embed(known))
+        code = z.detach() if use_prototypes else self.embed(known)
+        rebuilt = self.reconstructor(code.to(self.classifier.weight.dtype))
         return F.mse_loss(full_precision(rebuilt), known) if len(known) else rebuilt.sum()
 
     @torch.no_grad()
@@ -381,7 +385,8 @@ class FoPro(nn.Module):
             return clean
         if not use_prototypes:
             return fewshot | (score > self.threshold)
-        gram = self.prototypes @ self.prototypes.mT
+        with no_autocast(cosine):
+            gram = full_precision(self.prototypes) @ full_precision(self.prototypes).mT
         distance = 0.5 * (gram[labels] - cosine.detach()).abs().sum(1)
         return fewshot | (distance <= self.distance_threshold)
 
@@ -397,7 +402,8 @@ class FoPro(nn.Module):
     def _low_dim(self, z: Tensor, z_augmented: Tensor, labels: Tensor, rows: Tensor) -> Float[Tensor, ""]:
         both, labels, rows = torch.cat([z, z_augmented]), labels.repeat(2), rows.repeat(2)
         with no_autocast(both):
-            cosine = self.low_dim_classifier(both) - self.margin * F.one_hot(labels, self.num_classes)
+            cosine = F.linear(both, self.low_dim_classifier.weight.to(both.dtype))
+        cosine = cosine - self.margin * F.one_hot(labels, self.num_classes).to(cosine.dtype)
         return _mean(F.cross_entropy(cosine / self.temperature, labels, reduction="none"), rows)
 
     def _instance(self, z: Tensor, key_augmented: Tensor) -> Float[Tensor, ""]:

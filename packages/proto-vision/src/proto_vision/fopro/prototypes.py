@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from proto_core.checks import check_class_targets
-from proto_core.precision import full_precision, unit_vectors
+from proto_core.precision import full_precision, no_autocast, unit_vectors
 
 __all__ = ["initial_prototypes", "polish_prototypes", "prototype_density"]
 
@@ -43,7 +43,7 @@ def initial_prototypes(
                 [1., 0.]])
     """
     check_class_targets(embeddings, labels, what="embeddings", classes=num_classes, empty=True)
-    embeddings = full_precision(embeddings)
+    embeddings, labels = full_precision(embeddings), labels.long()
     total = embeddings.new_zeros(num_classes, embeddings.shape[1]).index_add(0, labels, embeddings)
     return unit_vectors(total / (torch.bincount(labels, minlength=num_classes)[:, None] + 1e-6))
 
@@ -118,13 +118,14 @@ def polish_prototypes(
     """
     check_class_targets(embeddings, labels, what="embeddings", classes=len(prototypes), empty=True)
     prototypes = full_precision(prototypes)
-    embeddings = full_precision(embeddings).to(prototypes.dtype)
+    embeddings, labels = full_precision(embeddings).to(prototypes.dtype), labels.long()
     takes = F.one_hot(labels, len(prototypes)) * mask[:, None]
     visits = takes.sum(0)
     later = visits - takes.cumsum(0)
     keep = torch.full((), momentum, dtype=prototypes.dtype, device=prototypes.device)
     shares = (1 - keep) * takes * keep**later
-    moved = keep ** visits[:, None] * prototypes + shares.mT @ embeddings
     distances = torch.linalg.vector_norm(embeddings - prototypes[labels], dim=1)
     takes = takes.to(prototypes.dtype)
-    return unit_vectors(moved), takes.sum(0), takes.mT @ distances
+    with no_autocast(embeddings):
+        moved = keep ** visits[:, None] * prototypes + shares.mT @ embeddings
+        return unit_vectors(moved), takes.sum(0), takes.mT @ distances

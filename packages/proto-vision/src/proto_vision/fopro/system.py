@@ -241,15 +241,18 @@ class FoProModule(ImageClassifier):
         """Note which epoch it is, make the prototypes where it is time, bring the densities up to date."""
         assert self.stage is not None
         counted = self.stage.name != "relation"
-        self.epoch = int(self.begun)
-        self.begun += int(counted)
+        plan = self.schedule
+        first = {"pretrain": plan.frozen_epochs, "clean": plan.pretrain_epochs}.get(self.stage.name, 0)
+        self.epoch = max(int(self.begun), first)  # a stage whose best epoch was kept may have stepped back
+        self.begun.fill_(self.epoch + int(counted))
         cleaning = self.stage.name in ("relation", "clean")
         if not bool(self.initialised) and (cleaning or self.epoch >= self.schedule.init_epoch):
             data: ImageDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
             rows = data.rows("train")
             assert data.table.trusted is not None
             trusted = rows[data.table.trusted[rows]]
-            self.network.initialise_prototypes(plain_batches(data, trusted, "trusted images"))
+            shown = self.trainer.is_global_zero
+            self.network.initialise_prototypes(plain_batches(data, trusted, "trusted images", shown=shown))
             self.initialised.fill_(True)
         elif cleaning and bool(self.network.visited.any()):
             self.network.refresh_density()
