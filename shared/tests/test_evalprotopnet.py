@@ -207,6 +207,23 @@ def test_the_first_of_equal_pixels_is_the_peak(monkeypatch):
     assert torch.equal(again, whole)
 
 
+@pytest.mark.parametrize(("grid", "size"), [((7, 7), 224), ((7, 7), 100), ((4, 4), 24)])
+def test_a_high_level_leaves_the_peak_of_small_differences_where_it_is(grid, size):
+    low = torch.randn(40, 3, *grid, generator=torch.Generator().manual_seed(0))
+    maps = 3 + 0.01 * low
+    large = torch.nn.functional.interpolate(maps.double(), (size, size), mode="bicubic").flatten(2)
+    found = map_peaks(maps, size)
+    at = large.gather(2, (found[..., 1] * size + found[..., 0])[..., None])[..., 0]
+    assert (large.amax(2) - at).max() < 1e-7
+
+
+def test_a_flat_map_peaks_at_the_first_pixel_of_any_image():
+    for grid in ((1, 1), (2, 3), (4, 4), (7, 7)):
+        for size in (3, 7, 16, 17, 30, 32, 53, 100):
+            maps = torch.tensor([0.7, -0.3, 1.1])[None, :, None, None].expand(2, 3, *grid)
+            assert not map_peaks(maps, size).any(), (grid, size)
+
+
 def test_fractions_are_cut_off_and_targets_are_integers_of_any_width():
     parts, boxes = torch.tensor([[[15.9, 30.9]]]), torch.tensor([[10.9, 20.2, 20.7, 40.9]])
     assert rescale_part_locations(parts, boxes, 224).tolist() == [[[112, 112]]]

@@ -49,6 +49,7 @@ def map_peaks(maps: Float[Tensor, "N K h w"], img_size: int) -> Int[Tensor, "N K
     if maps.ndim != 4 or 0 in maps.shape[1:]:
         raise ValueError(f"maps: found shape {tuple(maps.shape)}, needed [N, K, h, w]")
     single = full_precision(maps).flatten(0, 1)
+    single = single - single.amax(dim=(1, 2), keepdim=True)  # rounding is then that of the contrast, not of the level
     coarse = max(maps.shape[2:]) * 4 <= img_size
     cached = CACHED.get(maps.device.type, CACHED["cuda"])
     at_once = max(1, cached // (img_size * (BLOCK if coarse else img_size)))
@@ -68,8 +69,7 @@ def _found_whole(maps: Float[Tensor, "B h w"], size: int) -> Int[Tensor, " B"]:
     """The peak's place, row by row, of maps that are enlarged whole."""
     large = F.interpolate(maps[:, None], (size, size), mode="bicubic", align_corners=False).flatten(1)
     tied = large >= (large.amax(1) - _slack(maps))[:, None]
-    flat = maps.amax(dim=(1, 2)) == maps.amin(dim=(1, 2))  # interpolation makes ripples of it
-    return (tied | flat[:, None]).to(torch.uint8).argmax(1)
+    return tied.to(torch.uint8).argmax(1)
 
 
 def _weights(length: int, size: int, like: Tensor) -> Float[Tensor, "pixels length"]:
