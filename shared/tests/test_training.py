@@ -221,6 +221,15 @@ def test_projection_callback(tmp_path):
     assert net.layer.projected
 
 
+def test_projection_sees_the_training_set_in_the_trainers_precision(tmp_path):
+    net = Net()
+    enter_stage(net, net.stages[0])
+    trainer(tmp_path, ProjectionCallback(1), max_epochs=1, precision="64-true").fit(net, datamodule=Data())
+    features = net.encoder(Data().points.x.double())
+    assert features.dtype == torch.float64
+    torch.testing.assert_close(net.layer.prototypes.detach(), features[net.layer.case_index].detach())
+
+
 def test_unknown_stage_and_unwritable_folder_are_found_before_training(tmp_path):
     with pytest.raises(ValueError, match="needed one of"):
         fit(tmp_path, only=["tuning"])

@@ -55,7 +55,7 @@ def project_with_trainer(trainer: Trainer, module: LightningModule, *, overwrite
 
     def on_device() -> Iterator[Any]:
         for batch in loader:
-            yield trainer.strategy.batch_to_device(batch, module.device)
+            yield trainer.precision_plugin.convert_input(trainer.strategy.batch_to_device(batch, module.device))
 
     with trainer.precision_plugin.forward_context():
         project_prototypes(module, on_device(), data.describe, overwrite=overwrite)
