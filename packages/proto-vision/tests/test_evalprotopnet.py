@@ -295,6 +295,14 @@ def test_alignment_waits_for_the_joint_stage():
     near(net.network.prototypes.prototypes.flatten(1).norm(dim=1), np.ones(20), rtol=1e-5)
 
 
+def test_every_term_keeps_the_precision_of_the_network():
+    net, every = module().double(), torch.arange(10)
+    out = net(torch.rand(10, 1, 16, 16, generator=torch.Generator().manual_seed(0)).double())
+    terms = net.loss_terms(out, every)
+    assert {value.dtype for value in terms.values()} == {torch.float64}
+    near(terms["class"], F.cross_entropy(out.logits, every).detach(), rtol=1e-12)
+
+
 def test_training_notes_the_best_images_and_keeps_the_vectors(tmp_path):
     data = Digits(image_size=16, batch_size=64)
     schedule = EvalSchedule(1, 2, backbone_lr=3e-3, aggregation_lr=3e-3, milestones=())

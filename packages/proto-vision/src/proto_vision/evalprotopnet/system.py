@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from proto_core.losses import ClusterLoss, SeparationLoss, SubspaceOrthogonalityLoss
+from proto_core.precision import full_precision
 from proto_core.prototypes import PrototypeLayer
 from proto_core.systems import Paper
 from proto_core.training import Stage
@@ -189,7 +190,7 @@ class EvalProtoPNetModule(ExplainsParts, ImageClassifier):
         """Every term of the loss, without its weight; ``class`` is the cross-entropy."""
         layer = self.network.prototypes
         return {
-            "class": F.cross_entropy(out.logits.float(), targets),
+            "class": F.cross_entropy(full_precision(out.logits), targets),
             "cluster": self.cluster(out.max_cosine, targets, layer.class_identity),
             "separation": self.separation(out.max_cosine, targets, layer.class_identity),
             "orthogonality": self.orthogonality(layer.prototypes, self.num_classes),
