@@ -234,6 +234,21 @@ def test_without_parts_and_masks_the_rest_is_measured(
     assert [row["kept_place"] for row in rows(tmp_path / "one" / "prototypes.csv")] == ["1.0", "1.0", "", ""]
 
 
+def test_images_that_cannot_be_read_are_left_out_where_training_left_them_out(
+    trained: dict[str, Path], tmp_path: Path
+) -> None:
+    root = birds(tmp_path / "torn")
+    checkpoint = fit("evalprotopnet", root, tmp_path / "run", "--data.skip_corrupt", "true")
+    data = CUB200(root)
+    torn = data.record_ids[data.rows("test")[0]]
+    (root / torn).write_bytes(b"no image")
+    command = ["evaluate-prototypes", "--ckpt_path", checkpoint, "--steps", "0", "--out", tmp_path / "out"]
+    with pytest.warns(UserWarning, match="1 images cannot be read"):
+        assert call(*command) == 0
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["images"] == len(data.rows("test")) - 1
+    assert [row["image"] for row in rows(tmp_path / "out" / "skipped_images.csv")] == [torn]
+
+
 def test_parts_outside_of_a_middle_crop_are_not_visible() -> None:
     parts = torch.tensor([[0, 50], [100, 50], [199, 99]])
     placed, inside = place_parts(parts, (0, 0, 200, 100), 224, "crop")

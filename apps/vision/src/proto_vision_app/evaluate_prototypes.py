@@ -32,6 +32,9 @@ def run(arguments: Any) -> int:
     if not part_prototypes:
         raise ValueError(f"checkpoint {arguments.ckpt_path!r}: system {network.system!r} has no part prototypes")
     data = data_from_checkpoint(arguments.ckpt_path, {"root": arguments.root})
+    data.skipped_file = str(out.absolute() / Path(data.skipped_file).name)
+    data.prepare_data()
+    data.setup("predict")
     if torch.accelerator.is_available():
         network.to(torch.accelerator.current_accelerator())
     settings = {
