@@ -228,6 +228,8 @@ def test_head_is_a_plain_sum_at_first_and_never_lets_other_classes_speak():
         ((2, 4, 3, 3), (2, 1, 4, 4), (2, 3, 2, 2), [0, 1], "maps of the deep ones' size"),
         ((2, 4, 2, 2), (1, 1, 4, 4), (2, 3, 2, 2), [0, 1], "needed N images each"),
         ((2, 4, 2, 2), (3, 1, 4, 4), (3, 3, 2, 2), [0, 1], "needed N images each"),
+        ((2, 4), (2, 1, 4, 4), (2, 3, 2, 2), [0, 1], r"found \(2, 4\), .* needed four axes each"),
+        ((2, 4, 2, 2), (2, 1, 4, 4), (3, 2, 2), [0, 1], r"found .*, \(3, 2, 2\), needed four axes each"),
     ],
 )
 def test_bad_input_of_the_alignment_is_refused(maps, shallow, deep, targets, message):

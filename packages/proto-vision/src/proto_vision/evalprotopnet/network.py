@@ -37,9 +37,9 @@ class SDFALoss(nn.Module):
         maps ``[N, P, h, w]``, shallow ``[N, Cs, s h, s w]``, deep ``[N, Cd, h, w]``, targets ``[N]`` -> scalar.
 
     Raises:
-        ValueError: K below 1, a negative threshold; P not a multiple of K; a shallow map that is no whole multiple of
-            the deep one, the same in both directions; maps of another size or number of images than the deep ones;
-            targets outside 0..P/K-1.
+        ValueError: K below 1, a negative threshold; maps of other than four axes; P not a multiple of K; a shallow map
+            that is no whole multiple of the deep one, the same in both directions; maps of another size or number of
+            images than the deep ones; targets outside 0..P/K-1.
 
     Source:
         arXiv 2212.05946, section 5 (SDFA module).
@@ -72,6 +72,9 @@ class SDFALoss(nn.Module):
         targets: Int[Tensor, "N"],
     ) -> Float[Tensor, ""]:
         """Loss of a batch; 0 for an empty one."""
+        if not maps.ndim == shallow.ndim == deep.ndim == 4:
+            shapes = ", ".join(str(tuple(x.shape)) for x in (maps, shallow, deep))
+            raise ValueError(f"maps, shallow, deep: found {shapes}, needed four axes each, [N, P, h, w] in maps")
         count, per_class = maps.shape[1], self.prototypes_per_class
         if count % per_class:
             raise ValueError(f"maps: found {count} prototypes, needed a multiple of {per_class}")
