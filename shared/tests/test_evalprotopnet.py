@@ -278,6 +278,7 @@ ONES = torch.ones(2, 1, 3)
         (lambda: stability_score(ONES, ONES[:1], torch.tensor([0, 1]), 2), "found shapes"),
         (lambda: stability_score(ONES, ONES, torch.tensor([0.0, 1.0]), 2), "targets: found torch.float32"),
         (lambda: perturb_images(torch.ones(1, 3, 2, 2), std=-1.0), "std, eps"),
+        (lambda: perturb_images(torch.ones(1, 3, 2, 2), std=float("nan")), "std, eps: found nan and 0.25"),
         (lambda: perturb_images(torch.ones(1, 3, 2, 2, dtype=torch.uint8)), "images: found torch.uint8"),
     ],
 )

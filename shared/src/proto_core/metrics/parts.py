@@ -228,7 +228,7 @@ def perturb_images(
         generator: source of the noise, on the device of the images.
 
     Raises:
-        ValueError: negative std or eps, images that are not floating-point.
+        ValueError: std or eps below 0 or no number, images that are not floating-point.
 
     Example:
         >>> import torch
@@ -237,7 +237,7 @@ def perturb_images(
         >>> noisy.abs().max()
         tensor(0.2500)
     """
-    if std < 0 or eps < 0:
+    if not (std >= 0 and eps >= 0):
         raise ValueError(f"std, eps: found {std} and {eps}, needed at least 0")
     if not images.is_floating_point():
         raise ValueError(f"images: found {images.dtype}, needed normalised floating-point images")
