@@ -279,11 +279,11 @@ def test_bad_input_is_one_short_message(
     shutil.copytree(cub, other)
     (other / "classes.txt").write_text("1 001.Red_<b>\n2 002.Green\n")
     assert call(*command, "--data.root", other) == 2
-    refused(capsys, "are not the 2 of the network")
+    refused(capsys, "are not the 2 of the network: number 2, found '002.Green', needed '002.Blue'")
     shared = RobustPBNModule("conv3", class_names=list(BIRDS), image_size=24)
     data = CUB200(cub, image_size=24)
     with pytest.raises(ValueError, match="prototypes of several classes"):
         measure_prototypes(shared, data, prototype_records(shared, data), progress=lambda batches: 1 / 0)
     save_checkpoint(CaseBasedModule(image_size=16, in_channels=1), tmp_path / "case.ckpt")
     assert call("evaluate-prototypes", "--ckpt_path", tmp_path / "case.ckpt") == 2
-    refused(capsys, "'case_based'", "no part prototypes")
+    refused(capsys, "'case_based'", "no part prototypes, needed one that has")

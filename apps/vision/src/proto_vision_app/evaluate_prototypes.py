@@ -30,7 +30,8 @@ def run(arguments: Any) -> int:
     network: Any = load_system(arguments.ckpt_path, "proto-vision")
     part_prototypes: bool = isinstance(network, ExplainsParts)
     if not part_prototypes:
-        raise ValueError(f"checkpoint {arguments.ckpt_path!r}: system {network.system!r} has no part prototypes")
+        found = f"checkpoint {arguments.ckpt_path!r}: system {network.system!r} has no part prototypes"
+        raise ValueError(f"{found}, needed one that has, such as 'evalprotopnet' or 'st_protopnet'")
     data = data_from_checkpoint(arguments.ckpt_path, {"root": arguments.root})
     data.skipped_file = str(out.absolute() / Path(data.skipped_file).name)
     data.prepare_data()

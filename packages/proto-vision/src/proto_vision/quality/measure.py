@@ -251,8 +251,11 @@ def measure_prototypes(
 
 
 def _rows(network: Any, data: ImageDataModule, fold: str, limit: int | None) -> np.ndarray:
-    if list(data.class_names) != list(network.class_names):
-        raise ValueError(f"data: its {data.num_classes} classes are not the {network.num_classes} of the network")
+    found, needed = list(data.class_names), list(network.class_names)
+    if found != needed:
+        where = next((n for n, (one, other) in enumerate(zip(found, needed)) if one != other), None)
+        differ = "" if where is None else f": number {where + 1}, found {found[where]!r}, needed {needed[where]!r}"
+        raise ValueError(f"data: its {len(found)} classes are not the {len(needed)} of the network{differ}")
     rows = data.rows(fold)
     rows = rows[data.table.targets[rows] < network.num_classes]
     if not len(rows):
