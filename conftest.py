@@ -3,11 +3,15 @@
 import inspect
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # before torch is imported; the cores are shared out
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 if os.environ.get("PROTO_SHAPE_CHECKS") == "1":
     import tools.shape_checks
@@ -15,6 +19,15 @@ if os.environ.get("PROTO_SHAPE_CHECKS") == "1":
     tools.shape_checks.switch_on()
 
 ROOT = Path(__file__).resolve().parent
+MOST_WORKERS = 4
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process per core; none where time is measured, where a GPU is shared or where few tests are asked for."""
+    options = config.option
+    measured = options.benchmark_only or re.search(r"(?<!not )\b(claim|gpu)\b", options.markexpr)
+    few = options.keyword or options.collectonly or any("::" in argument for argument in config.args)
+    return 0 if measured or few else min(os.cpu_count() or 1, MOST_WORKERS)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ def test_score_is_minus_the_kth_smallest_distance(count, k, dim, seed):
     g = torch.Generator().manual_seed(seed)
     known, asked = torch.randn(count, dim, generator=g), 5 * torch.randn(7, dim, generator=g)
     found = NearestNeighbourOOD(k).fit(known).score(asked)
-    unit = [rows.double() / rows.double().norm(dim=1, keepdim=True) for rows in (known, asked)]
+    unit = [rows.double() / (rows.double().norm(dim=1, keepdim=True) + 1e-10) for rows in (known, asked)]
     expected = torch.cdist(unit[1], unit[0]).sort(dim=1).values[:, min(k, count) - 1]
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, -expected, rtol=1e-6, atol=1e-6)

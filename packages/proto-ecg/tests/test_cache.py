@@ -108,7 +108,7 @@ def test_workers_do_not_run_the_users_script(tmp_path: Path, monkeypatch: pytest
     script, ran = tmp_path / "script.py", tmp_path / "ran"
     script.write_text(f"open({str(ran)!r}, 'w').close()\n")
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script))
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
     for context, expected in ((cache._WorkerContext(), False), (multiprocessing.get_context("spawn"), True)):
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             assert pool.submit(abs, -1).result() == 1

@@ -38,11 +38,15 @@ def module(**changed):
     return MultiSimilarityModule("conv4", **small | changed)
 
 
-@pytest.fixture(scope="module")
-def data():
+def glyphs(per_class):
     split = ClassSplit(val=["Latin/[a-e]"], test=["Greek/*"])
     sampling = ClassBalanced(classes=8, images=3, batches=25)
-    return Glyphs(image_size=16, per_class=5, batch_size=128, protocol=split, sampling=sampling)
+    return Glyphs(image_size=16, per_class=per_class, batch_size=128, protocol=split, sampling=sampling)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return glyphs(per_class=5)
 
 
 # -- batches of P classes with K images
@@ -183,7 +187,8 @@ def test_schedule_is_the_authors():
     assert module(ranks=[5, 1], schedule=MultiSimilaritySchedule(keep="best")).stages[0].monitor == "val/recall@5"
 
 
-def test_training_retrieves_classes_it_never_saw(tmp_path, data):
+def test_training_retrieves_classes_it_never_saw(tmp_path):
+    data = glyphs(per_class=20)  # 440 images of the test classes: from 0.12 to 0.26, give or take 0.02
     net = module(schedule=MultiSimilaritySchedule(epochs=2, lr=2e-3, milestones=(), keep="best"))
     table = WritePredictions(tmp_path / "embeddings.csv")
     trainer = pl.Trainer(**QUIET, default_root_dir=tmp_path, callbacks=[Curriculum()])
@@ -193,7 +198,7 @@ def test_training_retrieves_classes_it_never_saw(tmp_path, data):
     assert all(0 < item["val/recall@1"] <= 1 for item in trainer.callbacks[0].history)
     trainer.test(net, datamodule=data, verbose=False)
     found = net.test_results
-    assert found["summary"]["recall@1"] > before + 0.03
+    assert found["summary"]["recall@1"] > before + 0.06
     assert found["records"] == len(data.rows("test"))
     again = MultiSimilarityModule.from_checkpoint(tmp_path / "checkpoints" / "final.ckpt")
     assert again.settings() == net.settings()
