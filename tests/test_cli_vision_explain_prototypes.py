@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,20 @@ def test_shipped_config_with_another_checkpoint(trained: Path, tmp_path: Path) -
     assert named == (set(CHARACTERISTICS) - {"brightness"} if OPENCV else set(QUICK))
     assert not any(column.startswith("test_") for column in columns)
     assert not (tmp_path / "local.csv").exists()
+
+
+def test_images_that_cannot_be_read_are_left_out_where_training_left_them_out(images: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(images, tmp_path / "torn")
+    (root / "red" / "last.png").write_bytes(b"no image")
+    more = ("--model.prototypes_per_class", "1", "--data.val_fraction", "0", "--data.test_fraction", "0")
+    with pytest.warns(UserWarning, match="1 images cannot be read"):
+        assert fit(root, tmp_path / "run", *more, "--data.skip_corrupt", "true") == 0
+    checkpoint, out = tmp_path / "run" / "checkpoints" / "final.ckpt", tmp_path / "out"
+    options = ["--characteristics", "hue", "--shown", "0", "--test", "false", "--out", out]
+    with pytest.warns(UserWarning, match="1 images cannot be read"):
+        assert call("explain-prototypes", "--ckpt_path", checkpoint, *options) == 0
+    assert [row["image"] for row in rows(out / "skipped_images.csv")] == ["red/last.png"]
+    assert len(rows(out / "prototypes.csv")) == 4
 
 
 def test_without_opencv_texture_is_left_out_or_refused(

@@ -123,6 +123,18 @@ def test_a_folder_of_any_people_and_data_that_moved(trained: Path, people: Path,
     assert verify(trained, tmp_path / "w.csv", "--data.root", tmp_path / "again")["pairs"] == 105
 
 
+def test_images_that_cannot_be_read_are_left_out_where_training_left_them_out(people: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(people, tmp_path / "torn")
+    (root / "p6" / "S1" / "3.png").write_bytes(b"no image")
+    run = ("--data.root", root, "--trainer.default_root_dir", tmp_path / "run", "--data.skip_corrupt", "true")
+    with pytest.warns(UserWarning, match="1 images cannot be read"):
+        assert call("fit", *SMALL, *QUIET, *run) == 0
+    with pytest.warns(UserWarning, match="1 images cannot be read"):
+        figures = verify(tmp_path / "run" / "checkpoints" / "final.ckpt", tmp_path / "out" / "v.csv")
+    assert (figures["images"], figures["pairs"]) == (14, 91)
+    assert "p6/S1/3.png" in (tmp_path / "out" / "skipped_images.csv").read_text(encoding="utf-8")
+
+
 def test_lists_and_packed_pairs_agree(
     trained: Path, people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

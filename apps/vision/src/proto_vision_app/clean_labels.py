@@ -41,9 +41,7 @@ def run(arguments: Any) -> int:
             raise ValueError("--config, --trusted: these are for a folder; a checkpoint has settings of its own")
         network = load_system(arguments.ckpt_path, "proto-vision")
         data = data_from_checkpoint(arguments.ckpt_path, {"root": arguments.root})
-        data.skipped_file = str(out.absolute().parent / Path(data.skipped_file).name)
-        data.prepare_data()
-        data.setup("predict")
+        data.prepare_in(out.parent)
         source = Path(arguments.ckpt_path).name
     _check_judges(network)
     judged = judge_data(on_accelerator(network), data)  # type: ignore[arg-type]

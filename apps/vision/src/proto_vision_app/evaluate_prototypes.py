@@ -33,9 +33,7 @@ def run(arguments: Any) -> int:
         found = f"checkpoint {arguments.ckpt_path!r}: system {network.system!r} has no part prototypes"
         raise ValueError(f"{found}, needed one that has, such as 'evalprotopnet' or 'st_protopnet'")
     data = data_from_checkpoint(arguments.ckpt_path, {"root": arguments.root})
-    data.skipped_file = str(out.absolute() / Path(data.skipped_file).name)
-    data.prepare_data()
-    data.setup("predict")
+    data.prepare_in(out)
     if torch.accelerator.is_available():
         network.to(torch.accelerator.current_accelerator())
     settings = {

@@ -108,14 +108,15 @@ def _work(arguments: Any, data: ImageDataModule) -> _Work:
     elif arguments.pairs is not None:
         pairs = read_pairs(arguments.pairs, data.root if arguments.faces is None else arguments.faces)
     else:
-        return _folder(arguments.faces, data)
+        return _folder(arguments.faces, data, Path(arguments.out).parent)
     assert pairs.read is not None
     return _Work(str(arguments.pairs), len(pairs.names), pairs.read, pairs, pairs.people())
 
 
-def _folder(faces: str | None, data: ImageDataModule) -> _Work:
+def _folder(faces: str | None, data: ImageDataModule, out: Path) -> _Work:
     """Every two images of a folder of identities, or of the test fold."""
     if faces is None:
+        data.prepare_in(out)
         source, rows, read = f"test fold of {data}", data.rows("test"), data.reader()
         people = data.table.targets[rows]
     else:

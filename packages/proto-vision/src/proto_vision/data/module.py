@@ -271,6 +271,12 @@ class ImageDataModule(LightningDataModule, ABC):
         for fold in {"validate": ("val",), "test": ("test",)}.get(stage or "", ()):
             self.rows(fold)
 
+    def prepare_in(self, folder: str | Path) -> None:
+        """What a trainer does before it starts, for work without one; ``skipped_file`` is written to ``folder``."""
+        self.skipped_file = str(Path(folder).absolute() / Path(self.skipped_file).name)
+        self.prepare_data()
+        self.setup("predict")
+
     def _skipped_path(self) -> Path:
         trainer = getattr(self, "trainer", None)
         return Path(trainer.default_root_dir if trainer is not None else ".") / self.skipped_file
