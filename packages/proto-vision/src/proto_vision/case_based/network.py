@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from proto_core.checks import check_class_targets, check_positive
 from proto_core.distances import sq_euclidean
+from proto_core.distributed import gather_with_grad
 from proto_core.precision import full_precision, no_autocast
 
 __all__ = ["CaseBasedLoss", "PrototypeAutoencoder", "PrototypeAutoencoderOutput"]
@@ -193,6 +194,7 @@ class CaseBasedLoss(nn.Module):
         lambda_reconstruction: weight of R.
         lambda_prototype: weight of R1 (the authors' lambda_1).
         lambda_feature: weight of R2 (the authors' lambda_2).
+        gather_distributed: take R1 over the joint batch of all ranks.
 
     Shapes:
         logits ``[N, C]``, targets ``[N]``, reconstruction and inputs ``[N, ...]``, distances ``[N, m]`` -> scalar; 0
@@ -222,8 +224,10 @@ class CaseBasedLoss(nn.Module):
         lambda_reconstruction: float = 1.0,
         lambda_prototype: float = 1.0,
         lambda_feature: float = 1.0,
+        gather_distributed: bool = False,
     ) -> None:
         super().__init__()
+        self.gather_distributed = gather_distributed
         self.weights = {
             "class": lambda_class,
             "reconstruction": lambda_reconstruction,
@@ -258,12 +262,13 @@ class CaseBasedLoss(nn.Module):
                 f"distances, inputs: found shapes {shapes}, needed {count} rows and [{count}, m] with m at least 1"
             )
         distances = full_precision(distances)
+        joint = gather_with_grad(distances) if self.gather_distributed else distances
         error = (full_precision(reconstruction) - full_precision(inputs)).square()
         own = F.cross_entropy(full_precision(logits), targets.long(), reduction="sum")
         return {
             "class": own / max(count, 1),
             "reconstruction": error.sum() / max(count, 1),
-            "prototype": distances.amin(0).mean() if count else distances.sum(),
+            "prototype": joint.amin(0).mean() if len(joint) else joint.sum(),
             "feature": distances.amin(1).sum() / max(count, 1),
         }
 

@@ -117,7 +117,9 @@ class CaseBasedModule(ExplainsByDistance, ImageClassifier):
             latent_channels,
             conv_std=conv_std,
         )
-        self.loss = CaseBasedLoss(lambda_class, lambda_reconstruction, lambda_prototype, lambda_feature)
+        self.loss = CaseBasedLoss(
+            lambda_class, lambda_reconstruction, lambda_prototype, lambda_feature, gather_distributed=True
+        )
         self.deformation = ElasticDeformation(elastic_sigma, elastic_alpha)
         self.lr, self.epochs, self.keep = lr, epochs, check_option("keep", keep, "best", "last")
         monitor = "val/accuracy" if keep == "best" else None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from proto_core.checks import check_class_targets, check_positive
+from proto_core.distributed import gather_with_grad
 from proto_core.precision import full_precision, no_autocast
 from proto_core.prototypes import GaussianPrototypes, sampled_distances
 
@@ -163,6 +164,7 @@ class ProbPSENNLoss(nn.Module):
         lambda_reconstruction: weight of R.
         lambda_prototype: weight of R1.
         lambda_data: weight of R2.
+        gather_distributed: take R1 over the joint batch of all ranks.
 
     Shapes:
         logits ``[N, S, C]``, targets ``[N]``, reconstruction and inputs ``[N, ...]``, log_prob ``[N, C]`` -> scalar; 0
@@ -190,8 +192,10 @@ class ProbPSENNLoss(nn.Module):
         lambda_reconstruction: float = 10.0,
         lambda_prototype: float = 0.0,
         lambda_data: float = 0.05,
+        gather_distributed: bool = False,
     ) -> None:
         super().__init__()
+        self.gather_distributed = gather_distributed
         self.weights = {
             "nll": lambda_nll,
             "reconstruction": lambda_reconstruction,
@@ -225,6 +229,7 @@ class ProbPSENNLoss(nn.Module):
             shapes = f"{tuple(reconstruction.shape)} and {tuple(inputs.shape)}"
             raise ValueError(f"reconstruction, inputs: found shapes {shapes}, needed the same")
         unlikely = -full_precision(log_prob)
+        joint = gather_with_grad(unlikely) if self.gather_distributed else unlikely
         error = (full_precision(reconstruction) - full_precision(inputs)).square()
         wanted = targets.repeat_interleave(logits.shape[1])
         own = unlikely.gather(1, targets.unsqueeze(1)).clamp(-1, 10_000)
@@ -232,7 +237,7 @@ class ProbPSENNLoss(nn.Module):
         return {
             "nll": nll / max(len(wanted), 1),
             "reconstruction": error.sum() / max(error.numel(), 1),
-            "prototype": unlikely.amin(0).mean() if len(targets) else unlikely.sum(),
+            "prototype": joint.amin(0).mean() if len(joint) else joint.sum(),
             "data": own.sum() / max(len(own), 1),
         }
 

@@ -155,7 +155,9 @@ class ProbPSENNModule(ExplainsByDistance, ImageClassifier):
         self.pixels = Pixels(in_channels, mean, std)
         encoder, decoder = cnn32_autoencoder(in_channels, dim, widths)
         self.network = ProbPSENN(encoder, decoder, self.num_classes, dim, covariance, num_samples, prior_std)
-        self.loss = ProbPSENNLoss(lambda_nll, lambda_reconstruction, lambda_prototype, lambda_data)
+        self.loss = ProbPSENNLoss(
+            lambda_nll, lambda_reconstruction, lambda_prototype, lambda_data, gather_distributed=True
+        )
         self.uncertain_fold = _ErrorDetection()
         noise = torch.randn(eval_samples, self.num_classes, dim, generator=torch.Generator().manual_seed(0))
         self.register_buffer("eval_noise", noise, persistent=False)
