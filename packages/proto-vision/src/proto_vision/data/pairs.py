@@ -1,14 +1,12 @@
 """What verification is tested on: lists of pairs of images, packed pairs (LFW's ``.bin``), templates of several images.
 
-A ``.bin`` is a pickle. Nothing of it is run: only lists, tuples, bytes, numbers and the plain arrays that such files
-hold are read, whatever else a file asks for is refused.
+A ``.bin`` is a pickle. Nothing of it is run, see :mod:`proto_vision.data.plain_pickle`.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +16,7 @@ from jaxtyping import Int
 from PIL import Image
 
 from proto_vision.data.images import FileReader, read_image
+from proto_vision.data.plain_pickle import read_plain_pickle
 
 __all__ = ["PackedReader", "PairList", "Templates", "read_packed_pairs", "read_pairs", "read_templates"]
 
@@ -151,23 +150,19 @@ def read_packed_pairs(path: Path_) -> PairList:
         >>> read_packed_pairs(path).same.tolist()
         [1, 0]
     """
-    try:
-        with open(path, "rb") as file:
-            found = _PlainUnpickler(file, encoding="bytes").load()
-    except OSError as error:
-        raise ValueError(f"pairs: {str(path)!r} cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # a pickle can fail in any way; whichever, the file is the fault
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"pairs: {str(path)!r} is no file of packed pairs ({reason})") from error
+    found = read_plain_pickle(path, encoding="bytes", argument="pairs")
     if not isinstance(found, (tuple, list)) or len(found) != 2:
         raise ValueError(f"pairs: {str(path)!r} holds {type(found).__name__}, needed a list of images and one of flags")
-    images, same = (part.tolist() if isinstance(part, _Array) else part for part in found)
+    images, same = (part.tolist() if isinstance(part, np.ndarray) else part for part in found)
     if not isinstance(images, (tuple, list)) or not isinstance(same, (tuple, list)):
         kinds = f"{type(images).__name__} and {type(same).__name__}"
         raise ValueError(f"pairs: {str(path)!r} holds {kinds}, needed a list of images and one of flags")
-    encoded: list[Any] = [image.raw if isinstance(image, _Array) else image for image in images]
+    encoded: list[Any] = [
+        image.tobytes() if isinstance(image, np.ndarray) and image.dtype.itemsize == 1 else image for image in images
+    ]
     strange = next((type(image).__name__ for image in encoded if not isinstance(image, bytes)), None)
-    strange = strange or next((repr(flag)[:40] for flag in same if flag not in (0, 1)), None)
+    strange_flags = [flag for flag in same if isinstance(flag, np.ndarray) or flag not in (0, 1)]
+    strange = strange or next((repr(flag)[:40] for flag in strange_flags), None)
     if strange or len(encoded) != 2 * len(same) or not encoded:
         found_what = f"{len(encoded)} images and {len(same)} flags" + (f", among them {strange}" if strange else "")
         raise ValueError(f"pairs: {str(path)!r} holds {found_what}, needed two encoded images for each flag")
@@ -266,83 +261,3 @@ def _there(path: Path_, names: Sequence[str], root: Path) -> None:
             f"{str(path)!r} names {len(missing)} files of {len(names)} that are not in {str(root)!r}, such as "
             f"{missing[:3]}"
         )
-
-
-# -- reading a pickle without running it
-
-
-class _Kind:
-    """Stands for numpy's dtype of single bytes; its state (byte order, flags) is not looked at."""
-
-    def __init__(self, code: Any = "", *_: Any) -> None:
-        code = code.decode() if isinstance(code, bytes) else code
-        if code not in ("u1", "i1", "b1", "|u1", "|b1", "|i1", "B", "?"):
-            raise pickle.UnpicklingError(f"an array of {code!r}, needed one of bytes or booleans")
-
-    def __setstate__(self, state: Any) -> None:
-        """Nothing of it is used."""
-
-
-class _Array:
-    """Stands for numpy's array of single bytes: its raw bytes."""
-
-    raw = b""
-
-    def __setstate__(self, state: Any) -> None:
-        _, _, kind, _, raw = state
-        if not isinstance(kind, _Kind) or not isinstance(raw, bytes):
-            raise pickle.UnpicklingError("an array of objects, needed one of bytes or booleans")
-        self.raw = raw
-
-    def tolist(self) -> list[int]:
-        """The bytes as numbers."""
-        return list(self.raw)
-
-
-def _new_array(*_: Any) -> _Array:
-    return _Array()
-
-
-def _array_of_buffer(raw: Any, kind: Any, *_: Any) -> _Array:
-    array = _Array()
-    array.__setstate__((1, (), kind, False, bytes(raw) if isinstance(raw, (bytes, bytearray)) else None))
-    return array
-
-
-def _number(kind: Any, raw: Any = None, *_: Any) -> int:
-    if not isinstance(kind, _Kind) or not isinstance(raw, bytes) or len(raw) != 1:
-        raise pickle.UnpicklingError("a number of several bytes, needed a boolean")
-    return raw[0]
-
-
-def _as_bytes(text: Any = "", encoding: Any = "latin1") -> bytes:
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1", b"latin1"):
-        raise pickle.UnpicklingError(f"a text in {str(encoding)[:20]!r}, needed bytes")
-    return text.encode("latin1")
-
-
-_ADMITTED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Kind,
-    ("_codecs", "encode"): _as_bytes,
-    ("__builtin__", "bytes"): _as_bytes,
-    ("builtins", "bytes"): _as_bytes,
-}
-for _core in ("numpy.core", "numpy._core"):
-    _ADMITTED[(f"{_core}.multiarray", "_reconstruct")] = _new_array
-    _ADMITTED[(f"{_core}.multiarray", "scalar")] = _number
-    _ADMITTED[(f"{_core}.numeric", "_frombuffer")] = _array_of_buffer
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Builds lists, tuples, bytes and numbers; for arrays it takes the stand-ins above, for anything else it fails."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """A stand-in, or an error; nothing is imported."""
-        if (module, name) not in _ADMITTED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not read from a file")
-        return _ADMITTED[(module, name)]
-
-    def persistent_load(self, pid: Any) -> Any:
-        """Refused."""
-        raise pickle.UnpicklingError("it refers to something outside of the file")
