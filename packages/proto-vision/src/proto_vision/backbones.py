@@ -97,7 +97,11 @@ SMALL = {
 
 _TORCHVISION_NODES = ("layer1", "layer2", "layer3", "layer4", "inception3b", "inception4e", "inception5b", "features")
 
-_FEW_SHOT = {"convnet4": "ConvNet4", "resnet12": "ResNet12"}
+_FEW_SHOT: dict[str, tuple[str, dict[str, Any]]] = {
+    "convnet4": ("ConvNet4", {}),
+    "resnet12": ("ResNet12", {}),
+    "resnet12_640": ("ResNet12", {"widths": (64, 160, 320, 640)}),
+}
 
 
 def create_backbone(
@@ -115,7 +119,8 @@ def create_backbone(
         name: a model of timm (``"resnet34"``, ``"vgg19_bn"``, ``"convnext_tiny"``), one of torchvision
             (``"torchvision/resnet34"``), ``"conv2"``, ``"conv3"``, ``"conv4"``, or for images of about 32 pixels
             ``"cifar_resnet18"``, ``"cifar_resnet34"`` (``"cifar_resnet18_w16"`` with 16 channels at first, not 64),
-            ``"cifar_resnet20"`` to ``"cifar_resnet110"``; ``"convnet4"`` and ``"resnet12"`` of few-shot learning.
+            ``"cifar_resnet20"`` to ``"cifar_resnet110"``; ``"convnet4"``, ``"resnet12"`` and
+            ``"resnet12_640"`` (RFS: features of 640 channels) of few-shot learning.
         in_channels: of the images.
         pretrained: ImageNet weights; downloads them where they are not at hand.
         stage: which of the model's maps is the deep one; -2 leaves out a VGG's last pooling.
@@ -155,7 +160,8 @@ def _small_resnet(name: str, in_channels: int) -> Any:
     from proto_vision.cifar_resnet import CIFARResNet
 
     if name in _FEW_SHOT:
-        return getattr(few_shot_backbones, _FEW_SHOT[name])(in_channels)
+        network, options = _FEW_SHOT[name]
+        return getattr(few_shot_backbones, network)(in_channels, **options)
     return CIFARResNet.by_name(name, in_channels)
 
 

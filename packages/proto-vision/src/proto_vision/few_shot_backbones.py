@@ -1,7 +1,8 @@
 """The two backbones of few-shot learning: four convolutions (ConvNet-4) and a ResNet of twelve layers (ResNet-12).
 
-Source: Prototypical Networks (arXiv 1703.05175) and the ResNet-12 of few-shot learning as in SuSana Distancia (arXiv
-2305.09062): widths 64 to 512, no drop block.
+Source: Prototypical Networks (arXiv 1703.05175), the ResNet-12 of few-shot learning as in SuSana Distancia (arXiv
+2305.09062), widths 64 to 512, and the wider one of RFS (arXiv 2003.11539), widths 64 to 640. Difference from RFS: no
+drop block.
 """
 
 from __future__ import annotations
@@ -76,10 +77,11 @@ class _ResidualBlock(nn.Module):
 
 
 class ResNet12(_Blocks):
-    """Four residual blocks of 64, 128, 256 and 512 channels, each with maximum pooling.
+    """Four residual blocks, each with maximum pooling; no drop block.
 
     Args:
         in_channels: of the image.
+        widths: channels of each block: 64, 128, 256, 512 or, in RFS, 64, 160, 320, 640.
 
     Attributes:
         widths: channels of the four maps.
@@ -94,8 +96,7 @@ class ResNet12(_Blocks):
         [(64, 42, 42), (128, 21, 21), (256, 10, 10), (512, 5, 5)]
     """
 
-    def __init__(self, in_channels: int = 3) -> None:
-        widths = (64, 128, 256, 512)
+    def __init__(self, in_channels: int = 3, widths: tuple[int, ...] = (64, 128, 256, 512)) -> None:
         super().__init__(
             [_ResidualBlock(inputs, outputs) for inputs, outputs in zip((in_channels, *widths), widths)], widths
         )
