@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from proto_vision.data.cifar import CIFAR
     from proto_vision.data.digits import Digits
     from proto_vision.data.discovery import PartlyLabelled
+    from proto_vision.data.domains import DomainFolder
+    from proto_vision.data.few_shot_images import FewShotImages
     from proto_vision.data.finegrained import CUB200, StanfordCars, StanfordDogs
     from proto_vision.data.folder import ImageFolder
     from proto_vision.data.glyphs import Glyphs
@@ -43,8 +45,10 @@ __all__ = [
     "CPCModule",
     "CaseBasedModule",
     "Digits",
+    "DomainFolder",
     "EvalProtoPNet",
     "EvalProtoPNetModule",
+    "FewShotImages",
     "FewShotModule",
     "FoPro",
     "FoProModule",
@@ -78,8 +82,10 @@ _HOMES = {
     "CUB200": "proto_vision.data.finegrained",
     "CaseBasedModule": "proto_vision.case_based",
     "Digits": "proto_vision.data.digits",
+    "DomainFolder": "proto_vision.data.domains",
     "EvalProtoPNet": "proto_vision.evalprotopnet",
     "EvalProtoPNetModule": "proto_vision.evalprotopnet",
+    "FewShotImages": "proto_vision.data.few_shot_images",
     "FewShotModule": "proto_vision.few_shot",
     "FoPro": "proto_vision.fopro",
     "FoProModule": "proto_vision.fopro",
