@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from proto_core.checks import check_class_targets, check_option, check_positive
-from proto_core.distributed import gather_with_grad
+from proto_core.distributed import gather_with_grad, joint_mean
 from proto_core.modes import evaluation_mode
 from proto_core.precision import full_precision, no_autocast, unit_vectors
 from proto_vision.data.dataset import ImageBatch
@@ -436,5 +436,5 @@ def _layers(inputs: int, hidden: int | None, outputs: int) -> nn.Sequential:
 
 
 def _mean(losses: Float[Tensor, "N"], rows: Bool[Tensor, "N"]) -> Float[Tensor, ""]:
-    """Mean over some rows; 0 with a graph without any."""
-    return torch.where(rows, losses, 0).sum() / rows.sum().clamp_min(1)
+    """This rank's share of the mean over some rows of all ranks; 0 with a graph without any."""
+    return joint_mean(torch.where(rows, losses, 0).sum(), rows.sum())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from proto_core.checks import check_positive, readable
+from proto_core.distributed import gather_with_grad
 from proto_core.losses.pairs import masked_logsumexp
 from proto_core.precision import full_precision, no_autocast
 from proto_vision.protogcd.contrast import contrast_taken, rows_of_views, view_contrastive_loss
@@ -134,6 +135,7 @@ class ProtoGCDLoss(nn.Module):
         ramp_epochs: see :class:`DAPLLoss`.
         init_ratio: see :class:`DAPLLoss`.
         final_ratio: see :class:`DAPLLoss`.
+        gather_distributed: take all terms over the joint batch of all ranks.
 
     Shapes:
         projections ``[2 N, P]``, logits ``[2 N, K]``, prototypes ``[K, D]``, labels ``[N]``, labelled ``[N]`` (bool or
@@ -170,6 +172,7 @@ class ProtoGCDLoss(nn.Module):
         ramp_epochs: int = 100,
         init_ratio: float = 0.0,
         final_ratio: float = 1.0,
+        gather_distributed: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= weight_sup <= 1:
@@ -178,7 +181,7 @@ class ProtoGCDLoss(nn.Module):
             if weight < 0:
                 raise ValueError(f"{name}: found {weight}, needed at least 0")
         self.weight_sup, self.weight_entropy, self.weight_separation = weight_sup, weight_entropy, weight_separation
-        self.temperature = temperature
+        self.temperature, self.gather_distributed = temperature, gather_distributed
         self.dapl = DAPLLoss(
             num_epochs,
             wait_epochs=wait_epochs,
@@ -222,6 +225,9 @@ class ProtoGCDLoss(nn.Module):
         if readable(targets) and bool(((targets < 0) | (targets >= logits.shape[1])).any()):
             wrong = targets[(targets < 0) | (targets >= logits.shape[1])][0]
             raise ValueError(f"labels: found {int(wrong)}, needed classes 0 to {logits.shape[1] - 1} where labelled")
+        if self.gather_distributed:
+            projections, logits = (_joint_views(part, 2) for part in (projections, logits))
+            targets, known = gather_with_grad(targets), gather_with_grad(known)
         targets, known = targets.repeat(2), known.repeat(2)
         terms = {
             "dapl": self.dapl(logits, epoch),
@@ -241,3 +247,9 @@ class ProtoGCDLoss(nn.Module):
     ) -> Float[Tensor, ""]:
         per_row = F.cross_entropy(full_precision(logits) / self.temperature, targets, reduction="none")
         return torch.where(known, per_row, 0).sum() / known.sum().clamp_min(1)
+
+
+def _joint_views(stacked: Float[Tensor, "rows F"], views: int) -> Float[Tensor, "joint F"]:
+    """The joint batch of all ranks, view after view as before."""
+    images = stacked.unflatten(0, (views, -1)).transpose(0, 1)
+    return gather_with_grad(images.contiguous()).transpose(0, 1).flatten(0, 1)

@@ -188,7 +188,7 @@ class ProtoGCDModule(ImageClassifier):
         }
         encoder, size = create_encoder(backbone, in_channels=in_channels, image_size=image_size, pretrained=pretrained)
         self.network = ProtoGCD(encoder, ProtoGCDHead(size, count, **self.head_settings))
-        self.loss = ProtoGCDLoss(**self.loss_settings, **schedule.ramp())
+        self.loss = ProtoGCDLoss(**self.loss_settings, **schedule.ramp(), gather_distributed=True)
         self.register_buffer("old", torch.zeros(count, dtype=torch.bool))
         parts = [f"network.backbone.{pattern}" for pattern in trained_patterns(encoder, trained)]
         cosine: dict[str, Any] = {"scheduler": "cosine", "floor": schedule.final, "monitor": None, "patience": None}
