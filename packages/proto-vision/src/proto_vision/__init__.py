@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from proto_vision.data.web import WebFolder
     from proto_vision.disc_vs_gen import LinearEvaluation
     from proto_vision.evalprotopnet import EvalProtoPNet, EvalProtoPNetModule
-    from proto_vision.few_shot import FewShotModule, PrototypicalNetwork
+    from proto_vision.few_shot import FewShotModule, PrototypicalNetwork, episode_accuracy
     from proto_vision.fopro import FoPro, FoProModule
     from proto_vision.multi_similarity import MultiSimilarityModule
     from proto_vision.opl import OPLClassifier
@@ -73,6 +73,7 @@ __all__ = [
     "StanfordDogs",
     "UNPGModule",
     "WebFolder",
+    "episode_accuracy",
 ]
 
 _HOMES = {
@@ -112,6 +113,7 @@ _HOMES = {
     "StanfordDogs": "proto_vision.data.finegrained",
     "UNPGModule": "proto_vision.unpg",
     "WebFolder": "proto_vision.data.web",
+    "episode_accuracy": "proto_vision.few_shot",
 }
 
 
