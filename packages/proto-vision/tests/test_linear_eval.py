@@ -27,9 +27,11 @@ from proto_vision.disc_vs_gen import (
     FrozenFeatures,
     LearningCurves,
     draw_learning_curves,
+    fold_features,
     frozen_features,
     image_set_features,
     read_features,
+    read_test_features,
     write_features,
 )
 from proto_vision.disc_vs_gen.evaluation import RangeScaled
@@ -290,6 +292,21 @@ def test_image_sets_are_evaluated_unaugmented_and_in_evaluation_mode():
         image_set_features(nn.Flatten(), Digits(image_size=8, protocol=UnseenClasses(4)))
 
 
+def test_one_fold_of_classes_that_never_train():
+    data, steps = Digits(image_size=8, batch_size=200, augment="flip", protocol=UnseenClasses(4)), []
+    network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5)).train()
+    progress = lambda batches, text: (steps.append(text), batches)[1]  # noqa: E731
+    for fold in ("test", "val"):
+        found, rows = fold_features(network, data, fold, progress=progress), data.rows(fold)
+        assert found.y_test.tolist() == data.table.targets[rows].tolist()
+        assert (found.x_train.shape, found.y_train.shape) == ((0, 64), (0,))
+        image = data.model_input(data.record_ids[int(rows[3])])
+        torch.testing.assert_close(found.x_test[3], image.flatten())
+        assert found.class_names == data.table.class_names
+    assert steps == ["test images", "val images"]
+    assert network[1].training
+
+
 # -- files
 
 
@@ -324,6 +341,21 @@ def test_tables_and_numbers_as_labels(tmp_path):
     found = read_features(tmp_path / "n.npz")
     assert (found.class_names, found.y_train.tolist(), found.y_test.tolist()) == (["7", "10"], [1, 0], [1])
     assert found.x_train.dtype == torch.float32
+
+
+def test_test_samples_alone(tmp_path):
+    write_features(tmp_path / "f.npz", example())
+    found = read_test_features(tmp_path / "f.npz")
+    assert torch.equal(found.x_test, example().x_test)
+    assert (found.x_train.shape, found.class_names) == ((0, 4), ["b", "c", "d"])
+    write_features(tmp_path / "f.npz", found)
+    again = read_test_features(tmp_path / "f.npz")
+    assert torch.equal(again.y_test, found.y_test)
+    (tmp_path / "f.csv").write_text("label,a\ncat,1\ndog,2\n")
+    assert read_test_features(tmp_path / "f.csv").x_test.tolist() == [[1], [2]]
+    (tmp_path / "f.csv").write_text("label,fold,a\ncat,train,1\ndog,val,2\n")
+    with pytest.raises(ValueError, match=r"f\.csv': found no test sample, needed some"):
+        read_test_features(tmp_path / "f.csv")
 
 
 @pytest.mark.bad_input

@@ -11,6 +11,7 @@ from proto_core.training import Curriculum, enter_stage
 from proto_vision import Digits, OPLClassifier
 from proto_vision.backbone_weights import load_backbone
 from proto_vision.backbones import create_backbone
+from proto_vision.disc_vs_gen import frozen_features
 from proto_vision.opl import OPLSchedule
 
 QUIET = {
@@ -55,6 +56,7 @@ def test_loss_is_cross_entropy_and_a_weight_of_the_projection(batch, weight, gam
     net = module(weight=weight, gamma=gamma, negative=negative)
     out = net(batch.image)
     torch.testing.assert_close(out.features, net.backbone(batch.image).mean(dim=(2, 3)))
+    torch.testing.assert_close(out.features, frozen_features(net, batch.image))
     torch.testing.assert_close(out.logits, net.head(out.features))
     cosines = F.normalize(out.features) @ F.normalize(out.features).T
     same = batch.target[:, None] == batch.target

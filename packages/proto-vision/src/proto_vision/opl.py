@@ -167,9 +167,13 @@ class OPLClassifier(ImageClassifier):
         """Build an untrained network from :meth:`settings`."""
         return cls(**settings | {"schedule": OPLSchedule(**settings["schedule"])})
 
+    def embed(self, images: Float[Tensor, "N channels S S"]) -> Float[Tensor, "N D"]:
+        """Features, what stays when the classes are others; not normalised."""
+        return self.backbone(images).mean(dim=(2, 3))
+
     def forward(self, images: Float[Tensor, "N channels S S"]) -> OPLOutput:
         """Logits and features."""
-        features = self.backbone(images).mean(dim=(2, 3))
+        features = self.embed(images)
         return OPLOutput(self.head(features), features)
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:

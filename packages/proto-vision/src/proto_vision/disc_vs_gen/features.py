@@ -23,9 +23,11 @@ from proto_vision.encoders import create_encoder
 __all__ = [
     "FrozenFeatures",
     "create_frozen",
+    "fold_features",
     "frozen_features",
     "image_set_features",
     "read_features",
+    "read_test_features",
     "write_features",
 ]
 
@@ -117,6 +119,54 @@ def create_frozen(backbone: str, data: ImageDataModule, *, pretrained: bool = Fa
 
 
 @torch.no_grad()
+def _answers(network: nn.Module, data: ImageDataModule, fold: str, progress: Progress) -> tuple[Tensor, Tensor]:
+    """Features and classes of a fold of a data module that is set up."""
+    place = next(iter(network.parameters()), torch.zeros(())).device
+    loader: DataLoader[Any] = DataLoader(
+        data.plain_set(data.rows(fold)),
+        batch_size=data.batch_size,
+        num_workers=data.num_workers,
+        collate_fn=ImageDataset.collate,
+    )
+    steps = progress(loader, f"{'training' if fold == 'train' else fold} images")
+    with evaluation_mode(network):
+        answers = [(frozen_features(network, batch.image.to(place)).cpu(), batch.target) for batch in steps]
+    x, y = (torch.cat(column) for column in zip(*answers))
+    return x, y
+
+
+def fold_features(
+    network: nn.Module, data: ImageDataModule, fold: str = "test", *, progress: Progress = lambda steps, text: steps
+) -> FrozenFeatures:
+    """Features of one fold's images, not augmented, of whatever classes: also those that never train.
+
+    Args:
+        network: asked in evaluation mode, on its own device.
+        data: the images.
+        fold: ``"train"``, ``"val"`` or ``"test"``.
+        progress: called with batches and what is done, gives the batches back one by one.
+
+    Returns:
+        Features on the CPU, all as those of test samples; ``class_names`` are those of all classes.
+
+    Raises:
+        ValueError: an empty fold, a network without features.
+
+    Example:
+        >>> from torch import nn
+        >>> from proto_vision import Digits
+        >>> from proto_vision.data.protocols import UnseenClasses
+        >>> from proto_vision.disc_vs_gen import fold_features
+        >>> found = fold_features(nn.Flatten(), Digits(image_size=8, protocol=UnseenClasses(2)))
+        >>> found.y_test.unique().tolist(), found.x_test.shape
+        ([8, 9], torch.Size([354, 64]))
+    """
+    data.prepare_data()
+    data.setup()
+    x, y = _answers(network, data, fold, progress)
+    return FrozenFeatures(x[:0], y[:0], x, y, data.table.class_names)
+
+
 def image_set_features(
     network: nn.Module, data: ImageDataModule, *, progress: Progress = lambda steps, text: steps
 ) -> FrozenFeatures:
@@ -148,19 +198,8 @@ def image_set_features(
     if names:
         found = f"{len(names)} classes without training images, such as {names[:3]}"
         raise ValueError(f"{data}: the test fold holds {found}; needed the classes that train, in both folds")
-    place = next(iter(network.parameters()), torch.zeros(())).device
-    parts: list[Tensor] = []
-    with evaluation_mode(network):
-        for dataset, what in ((data.projection_dataset(), "training images"), (data.test_set, "test images")):
-            loader: DataLoader[Any] = DataLoader(
-                dataset,
-                batch_size=data.batch_size,
-                num_workers=data.num_workers,
-                collate_fn=ImageDataset.collate,
-            )
-            answers = [(frozen_features(network, b.image.to(place)).cpu(), b.target) for b in progress(loader, what)]
-            parts += [torch.cat(column) for column in zip(*answers)]
-    x_train, y_train, x_test, y_test = parts
+    x_train, y_train = _answers(network, data, "train", progress)
+    x_test, y_test = _answers(network, data, "test", progress)
     return FrozenFeatures(x_train, y_train, x_test, y_test, data.class_names)
 
 
@@ -204,7 +243,46 @@ def read_features(path: str | os.PathLike[str], *, test_fraction: float = 0.3, s
         >>> read_features(path).x_test, read_features(path).class_names
         (tensor([[5., 6.]]), ['cat', 'dog'])
     """
-    path = Path(path)
+    x, targets, fold, names = _read(Path(path))
+    if fold is None:
+        chosen = split_rows(targets, test_fraction, seed, argument="test_fraction")
+        fold = np.full(len(targets), "train", dtype="<U5")
+        fold[chosen] = "test"
+    rows = [np.flatnonzero(fold == name) for name in ("train", "test")]
+    if not all(map(len, rows)):
+        counts = f"{len(rows[0])} training and {len(rows[1])} test samples"
+        raise ValueError(f"{str(path)!r}: found {counts}, needed some of both (column fold, or the share that tests)")
+    x_train, y_train, x_test, y_test = (torch.from_numpy(part[take]) for take in rows for part in (x, targets))
+    return FrozenFeatures(x_train, y_train, x_test, y_test, names)
+
+
+def read_test_features(path: str | os.PathLike[str]) -> FrozenFeatures:
+    """Test samples of a file as :func:`read_features` reads it, or all where it has no folds; none for training.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: as :func:`read_features`; folds of which none is ``"test"``.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from proto_vision.disc_vs_gen import read_test_features
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "features.csv"
+        >>> _ = path.write_text("label,a,b\\ncat,1,2\\ndog,3,4\\n")
+        >>> read_test_features(path).y_test
+        tensor([0, 1])
+    """
+    x, targets, fold, names = _read(Path(path))
+    rows = np.arange(len(targets)) if fold is None else np.flatnonzero(fold == "test")
+    if not rows.size:
+        raise ValueError(f"{str(path)!r}: found no test sample, needed some (column fold, or none at all)")
+    x_test, y_test = (torch.from_numpy(part[rows]) for part in (x, targets))
+    return FrozenFeatures(x_test[:0], y_test[:0], x_test, y_test, names)
+
+
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, list[str]]:
+    """Features, classes, folds and names of the classes of a file."""
     if path.suffix.lower() not in (".npz", ".csv"):
         raise ValueError(f"features: found {str(path)!r}, needed a file that ends in .npz or .csv")
     x, labels, fold = _read_npz(path) if path.suffix.lower() == ".npz" else _read_csv(path)
@@ -215,17 +293,7 @@ def read_features(path: str | os.PathLike[str], *, test_fraction: float = 0.3, s
         row = int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])
         raise ValueError(f"{str(path)!r}: sample {row} (from 0) holds NaN or infinite features, needed numbers")
     names, targets = np.unique(labels, return_inverse=True)
-    targets = targets.astype(np.int64)
-    if fold is None:
-        chosen = split_rows(targets, test_fraction, seed, argument="test_fraction")
-        fold = np.full(len(targets), "train", dtype="<U5")
-        fold[chosen] = "test"
-    rows = [np.flatnonzero(fold == name) for name in ("train", "test")]
-    if not all(map(len, rows)):
-        counts = f"{len(rows[0])} training and {len(rows[1])} test samples"
-        raise ValueError(f"{str(path)!r}: found {counts}, needed some of both (column fold, or the share that tests)")
-    x_train, y_train, x_test, y_test = (torch.from_numpy(part[take]) for take in rows for part in (x, targets))
-    return FrozenFeatures(x_train, y_train, x_test, y_test, [str(name) for name in names])
+    return x, targets.astype(np.int64), fold, [str(name) for name in names]
 
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
