@@ -13,7 +13,7 @@ from PIL import Image
 
 from proto_core.cli import main
 from proto_core.training import read_checkpoint, save_checkpoint
-from proto_vision import EvalProtoPNetModule, LinearEvaluation
+from proto_vision import EvalProtoPNetModule, LinearEvaluation, OPLClassifier, episode_accuracy
 from proto_vision.disc_vs_gen import FrozenFeatures, read_features, write_features
 from proto_vision_app.main import APP
 from tests.cli_runs import refused
@@ -144,6 +144,72 @@ def test_a_checkpoint_on_its_data_and_on_another(
     out = tmp_path / "b.csv"
     assert call("linear-eval", "--ckpt_path", path, *other, "--samples_per_class", "1", "--out", out) == 0
     assert "724 training and 896 test samples, 10 classes, 6 features" in capsys.readouterr().out
+
+
+# -- few-shot episodes
+
+
+def test_episodes_on_a_file(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "few.csv"
+    given = ("--episodes", "20", "--ways", "3", "--shots", "1", "5", "--queries", "8", "--seed", "2")
+    assert call("linear-eval", "--features", file, *given, "--C", "0.5", "--out", out) == 0
+    found, text = read_features(file), capsys.readouterr().out
+    rows = table(out)
+    for row, shots in zip(rows, (1, 5), strict=True):
+        options = {"ways": 3, "queries": 8, "episodes": 20, "seed": 2}
+        known = episode_accuracy(found.x_test, found.y_test, shots=shots, C=0.5, **options)
+        assert (float(row.pop("accuracy")), float(row.pop("half_width"))) == pytest.approx(known[:2])
+        options = {"ways": "3", "queries": "8", "classifier": "logistic", "episodes": "20", "shots": str(shots)}
+        assert row == options
+        assert f"{known.mean:.4f}" in text
+        assert f"± {known.half_width:.4f}" in text
+    assert "features.npz: 60 test samples, 3 classes, 5 features" in text
+    assert f"written: {out}" in text
+
+
+def test_episodes_of_classes_that_never_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net = OPLClassifier("conv3", 6, image_size=8, in_channels=1)
+    path = tmp_path / "net.ckpt"
+    save_checkpoint(net, path)
+    kept = tmp_path / "kept.npz"
+    data = ("--data.class_path", "proto_vision.Digits", "--data.image_size", "8", "--data.protocol")
+    protocol = '{"class_path": "proto_vision.data.protocols.UnseenClasses", "init_args": {"count": 4}}'
+    given = ("--episodes", "10", "--ways", "4", "--classifier", "nearest_mean")
+    first, again = tmp_path / "a.csv", tmp_path / "b.csv"
+    source = ("--ckpt_path", path, *data, protocol)
+    assert call("linear-eval", *source, *given, "--save_features", kept, "--out", first) == 0
+    text = capsys.readouterr().out
+    assert "opl (net.ckpt), Digits: " in text
+    assert "4 classes, 128 features" in text
+    assert "10 episodes, nearest mean" in text
+    assert call("linear-eval", "--features", kept, *given, "--out", again) == 0
+    assert first.read_text() == again.read_text()
+    (row,) = table(first)
+    assert (row["shots"], row["queries"]) == ("1", "15")
+    assert float(row["accuracy"]) > 0.4
+    source = ("--backbone", "pixels", *data, protocol)
+    assert call("linear-eval", *source, *given, "--shots", "5", "--out", first) == 0
+    assert float(table(first)[0]["accuracy"]) > 0.7
+
+
+@pytest.mark.bad_input
+def test_bad_episodes_are_one_short_message(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(*arguments: str | Path) -> None:
+        assert call("linear-eval", "--features", file, *arguments, "--out", tmp_path / "c.csv") == 2
+
+    fails("--shots", "5", "--classifier", "logistic")
+    refused(capsys, "--shots, --classifier: for episodes, needed --episodes")
+    fails("--episodes", "5", "--plot", tmp_path / "x.png", "--repeats", "2")
+    refused(capsys, "--plot, --repeats: for learning curves, not --episodes")
+    fails("--episodes", "0")
+    refused(capsys, "episodes: found 0")
+    fails("--episodes", "5", "--shots", "1", "0")
+    refused(capsys, "shots: found 0")
+    fails("--episodes", "5")
+    refused(capsys, "found 3 classes, needed at least n_way = 5")
+    fails("--episodes", "5", "--ways", "2", "--shots", "1", "10")
+    refused(capsys, "found 20 samples of class 0, needed 25")
+    assert not (tmp_path / "c.csv").exists()
 
 
 @pytest.mark.bad_input

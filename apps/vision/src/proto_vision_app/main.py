@@ -175,7 +175,16 @@ def _linear_eval(parser: Any) -> None:
     parser.add_argument("--C", type=float, default=None, help="inverse penalty of logistic regression (1)")
     parser.add_argument("--max_iter", type=int, default=None, help="of logistic regression's solver (1000)")
     parser.add_argument("--scaling", default=None, choices=["none", "minmax"], help="of features, by subset (none)")
-    parser.add_argument("--out", default="linear_eval.csv", help="accuracy of each head, size and repeat")
+    parser.add_argument(
+        "--episodes", type=int, default=None, help="instead of curves: few-shot accuracy on so many (600) of the test"
+    )
+    parser.add_argument("--ways", type=int, default=None, help="classes of an episode (5)")
+    parser.add_argument("--shots", type=int, nargs="+", default=None, help="samples of a class to learn from (1)")
+    parser.add_argument("--queries", type=int, default=None, help="samples of a class to be told (15)")
+    parser.add_argument(
+        "--classifier", default=None, choices=["logistic", "nearest_mean"], help="of an episode (logistic)"
+    )
+    parser.add_argument("--out", default="linear_eval.csv", help="accuracy of each head, size and repeat, or by shots")
     parser.add_argument("--plot", default=None, help="the learning curves, .png or .svg")
     parser.add_argument("--save_features", default=None, help=".npz that --features reads again")
 
@@ -209,7 +218,7 @@ APP = App(
         "export": Command("weights as safetensors + config.json, or ONNX", "proto_vision_app.export:run", _export),
         "ood": Command("which images look unlike those that were trained", "proto_vision_app.ood:run", _ood),
         "linear-eval": Command(
-            "naive Bayes against logistic regression on frozen features: learning curves",
+            "what frozen features are worth: learning curves of two classifiers, or few-shot episodes",
             "proto_vision_app.linear_eval:run",
             _linear_eval,
         ),
