@@ -11,8 +11,10 @@ from proto_core.training import Curriculum, enter_stage
 from proto_vision import Digits, OPLClassifier
 from proto_vision.backbone_weights import load_backbone
 from proto_vision.backbones import create_backbone
+from proto_vision.data.noise import SymmetricNoise
 from proto_vision.disc_vs_gen import frozen_features
 from proto_vision.opl import OPLSchedule
+from proto_vision.truncated import TruncatedLoss
 
 QUIET = {
     "accelerator": "cpu",
@@ -131,6 +133,97 @@ def test_the_test_measures_right_angles(tmp_path, data):
     assert net.test_results["records"] == len(rows)
 
 
+# -- wrong labels
+
+
+def test_truncated_loss_by_hand():
+    p = torch.tensor([[0.8, 0.1, 0.1], [0.5, 0.3, 0.2], [0.3, 0.3, 0.4]], dtype=torch.float64)
+    logits, targets = p.log().requires_grad_(), torch.tensor([0, 0, 2])
+    loss = TruncatedLoss(q=0.7, k=0.5)
+    kept = loss.keeps(logits, targets)
+    assert kept.tolist() == [True, False, False]
+    known = torch.tensor([0.8, 0.5, 0.4], dtype=torch.float64)
+    costs = (1 - known**0.7) / 0.7
+    assert loss(logits, targets).item() == pytest.approx(costs.mean().item())
+    value = loss(logits, targets, kept)
+    assert value.item() == pytest.approx((costs[0].item() + 2 * (1 - 0.5**0.7) / 0.7) / 3)
+    value.backward()
+    expected = torch.zeros(3, 3, dtype=torch.float64)
+    expected[0] = -(0.8**0.7) * (torch.tensor([1.0, 0.0, 0.0]) - p[0]) / 3  # - p_y^q (one-hot - p) / N
+    torch.testing.assert_close(logits.grad, expected)
+    usual = (kept * (costs - (1 - 0.5**0.7) / 0.7)).mean()
+    assert value.item() == pytest.approx(usual.item() + (1 - 0.5**0.7) / 0.7)
+    assert TruncatedLoss(1.0)(logits, targets).item() == pytest.approx((1 - known).mean().item())
+    assert TruncatedLoss(0.7, 0.35).keeps(logits.bfloat16(), targets.int()).tolist() == [True, True, True]
+    assert loss(logits.bfloat16(), targets, kept).dtype == torch.float32
+
+
+def test_the_truncated_loss_takes_the_place_of_cross_entropy(batch):
+    net = module(classification="truncated", q=0.5, k=0.3, weight=0.4)
+    out = net(batch.image)
+    beside = 0.4 * net.orthogonal(out.features, batch.target)
+    every = TruncatedLoss(0.5, 0.3)(out.logits, batch.target)
+    torch.testing.assert_close(net.training_step(batch, 0), every + beside)
+    net.kept = torch.arange(int(batch.index.max()) + 1) % 3 == 0
+    kept = batch.index % 3 == 0
+    some = TruncatedLoss(0.5, 0.3)(out.logits, batch.target, kept)
+    torch.testing.assert_close(net.training_step(batch, 0), some + beside)
+    views = batch._replace(image=torch.stack([batch.image, batch.image], 1))
+    torch.testing.assert_close(net.training_step(views, 0), some + 0.4 * net.orthogonal(*doubled(out, batch)))
+
+
+def doubled(out, batch):
+    return torch.cat([out.features, out.features]), torch.cat([batch.target, batch.target])
+
+
+class Pruned(pl.Callback):
+    """What is left out in each epoch, and what the network said of the labels before it."""
+
+    def __init__(self, data):
+        self.data, self.expected, self.found = data, [], []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        with torch.no_grad():
+            logits = pl_module.eval()(self.data._prepared).logits
+        pl_module.train()
+        p = logits.softmax(1).gather(1, self.data.targets[:, None]).squeeze(1)
+        self.expected.append((p > pl_module.truncated.k) & torch.from_numpy(self.data.table.fold == "train"))
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 0:
+            self.found.append(pl_module.kept)
+
+
+def test_images_are_left_out_by_what_the_network_says_before_an_epoch(tmp_path):
+    data = Digits(image_size=8, batch_size=128, protocol=SymmetricNoise(0.4))
+    schedule = OPLSchedule(epochs=5, lr=0.1, milestones=(), warmup=False, keep="last")
+    net = module("conv4", weight=0.1, classification="truncated", start_prune=3, schedule=schedule)
+    pruned = Pruned(data)
+    pl.Trainer(**QUIET, default_root_dir=tmp_path, callbacks=[Curriculum(), pruned]).fit(net, datamodule=data)
+    assert pruned.found[:3] == [None] * 3
+    rows = data.rows("train")
+    wrong = torch.from_numpy(data.table.targets != data.table.true_targets)[rows]
+    for found, expected in zip(pruned.found[3:], pruned.expected[3:], strict=True):
+        assert torch.equal(found, expected)
+        kept = found[rows]
+        assert 0 < kept.float().mean() < 1
+        assert kept[~wrong].float().mean() > kept[wrong].float().mean() + 0.2
+    again = OPLClassifier.from_checkpoint(tmp_path / "checkpoints" / "final.ckpt")
+    assert again.settings() == net.settings()
+    assert again.settings()["classification"] == "truncated"
+
+
+@pytest.mark.bad_input
+def test_the_truncated_loss_needs_the_training_images(tmp_path, data):
+    schedule = OPLSchedule(epochs=1, milestones=())
+    net = module(classification="truncated", start_prune=0, schedule=schedule)
+    trainer = pl.Trainer(**QUIET, default_root_dir=tmp_path, callbacks=[Curriculum()], limit_val_batches=0)
+    with pytest.raises(ValueError, match="classification 'truncated': needs a data module of images"):
+        trainer.fit(net, train_dataloaders=data.train_dataloader())
+    with pytest.raises(ValueError, match="targets"):
+        net.truncated.keeps(torch.zeros(2, 3), torch.tensor([0, 3]))
+
+
 def test_other_systems_start_from_its_backbone(tmp_path):
     net, path = module(), tmp_path / "opl.ckpt"
     torch.save({"state_dict": net.state_dict()}, path)
@@ -155,6 +248,10 @@ def test_half_precision_is_computed_in_full(batch):
         ({"weight": float("nan")}, "weight: found nan"),
         ({"gamma": -0.5}, "gamma: found -0.5"),
         ({"negative": "mean"}, "negative: found 'mean'"),
+        ({"classification": "focal"}, "classification: found 'focal'"),
+        ({"q": 0.0}, r"q: found 0.0, needed a number in \(0, 1\]"),
+        ({"k": 1.0}, r"k: found 1.0, needed a probability in \(0, 1\)"),
+        ({"start_prune": -1}, "start_prune: found -1, needed 0 epochs"),
         ({"class_names": ["one"]}, "num_classes: found 1, needed 2"),
         ({"schedule": OPLSchedule(epochs=-1)}, "max_epochs >= 0"),
     ],

@@ -2,7 +2,8 @@
 
 Source: "Orthogonal Projection Loss", ICCV 2021, arXiv 2103.14021. Differences from the authors' code: the weight of the
 loss and its gamma are settings for any data (theirs are fixed for some); the warm-up ends with the first epoch's last
-step; cosines within and between classes are measured over the whole test fold.
+step; cosines within and between classes are measured over the whole test fold. With wrong labels, doubtful samples are
+looked for before each epoch, by the network as it is (theirs: before every tenth, by the best so far on the test set).
 """
 
 from __future__ import annotations
@@ -12,17 +13,24 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+import torch.distributed as dist
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from proto_core.checks import check_option
+from proto_core.distributed import all_reduce_sum, is_distributed
 from proto_core.losses import OrthogonalProjectionLoss
+from proto_core.modes import evaluation_mode
 from proto_core.systems import Paper
 from proto_core.training import Stage
 from proto_vision.backbones import create_backbone
 from proto_vision.classification import ImageClassifier
 from proto_vision.data.dataset import ImageBatch
+from proto_vision.data.module import ImageDataModule
 from proto_vision.embedding import FoldEmbeddings
+from proto_vision.label_cleaning import plain_batches
+from proto_vision.truncated import TruncatedLoss
 
 __all__ = ["OPLClassifier", "OPLOutput", "OPLSchedule"]
 
@@ -71,6 +79,9 @@ class OPLClassifier(ImageClassifier):
     """Image classifier whose features have one direction per class, at right angles to those of other classes.
 
     The loss is ``CE(logits, y) + weight OPL(features, y)``; the answer is that of any classifier, the largest logit.
+    Where labels may be wrong, the truncated loss can take the place of cross-entropy: from epoch ``start_prune`` on,
+    counted from 0, it leaves out the training images whose label had a probability of k at most before the epoch. OPL
+    is taken of all.
 
     Args:
         backbone: name, see :func:`proto_vision.backbones.create_backbone`; its map is averaged to the features.
@@ -82,21 +93,29 @@ class OPLClassifier(ImageClassifier):
         weight: of the orthogonal projection loss (the paper's lambda); 0 leaves plain cross-entropy.
         gamma: weight of pairs of two classes within it.
         negative: ``"mean_abs"`` (authors' code) or ``"abs_mean"`` (the paper's formula).
+        classification: ``"cross_entropy"``, or ``"truncated"`` for labels of which some are wrong, see
+            :class:`proto_vision.truncated.TruncatedLoss`.
+        q: of the truncated loss.
+        k: of the truncated loss.
+        start_prune: epochs before the truncated loss leaves out any image.
         schedule: epochs and rates.
 
     Attributes:
         backbone: image -> map; other systems start from its weights
             (:func:`proto_vision.backbone_weights.load_backbone`).
         head: the linear layer.
+        kept: ``[rows]`` bool, training images that the truncated loss has not left out in this epoch, or ``None``.
 
     Shapes:
         ``[N, channels, S, S]`` -> :class:`OPLOutput`.
 
     Raises:
-        ValueError: fewer than two classes, a negative weight or gamma, an unknown backbone or ``negative``.
+        ValueError: fewer than two classes, a negative weight or gamma, an unknown backbone, ``negative`` or
+            ``classification``, q, k or ``start_prune`` out of range; when it trains with the truncated loss: no data
+            module of images.
 
     Source:
-        arXiv 2103.14021, section 3.
+        arXiv 2103.14021, section 3; the truncated loss: arXiv 1805.07836.
 
     Example:
         >>> import torch
@@ -122,6 +141,10 @@ class OPLClassifier(ImageClassifier):
         weight: float = 1.0,
         gamma: float = 0.5,
         negative: Literal["mean_abs", "abs_mean"] = "mean_abs",
+        classification: Literal["cross_entropy", "truncated"] = "cross_entropy",
+        q: float = 0.7,
+        k: float = 0.5,
+        start_prune: int = 40,
         schedule: OPLSchedule = OPLSchedule(),
     ) -> None:
         super().__init__(num_classes, class_names, image_size, in_channels)
@@ -129,7 +152,12 @@ class OPLClassifier(ImageClassifier):
             raise ValueError(f"num_classes: found {self.num_classes}, needed 2 at least: classes are told apart")
         if not weight >= 0:
             raise ValueError(f"weight: found {weight}, needed at least 0")
+        if start_prune < 0:
+            raise ValueError(f"start_prune: found {start_prune}, needed 0 epochs or more")
         self.backbone_name, self.weight, self.schedule = backbone, weight, schedule
+        self.classification = check_option("classification", classification, "cross_entropy", "truncated")
+        self.truncated, self.start_prune = TruncatedLoss(q, k), start_prune
+        self.kept: Tensor | None = None
         self.backbone, (channels,) = create_backbone(
             backbone, in_channels=in_channels, pretrained=pretrained, image_size=image_size
         )
@@ -159,6 +187,10 @@ class OPLClassifier(ImageClassifier):
             "weight": self.weight,
             "gamma": self.orthogonal.gamma,
             "negative": self.orthogonal.negative,
+            "classification": self.classification,
+            "q": self.truncated.q,
+            "k": self.truncated.k,
+            "start_prune": self.start_prune,
             "schedule": asdict(self.schedule) | {"milestones": list(self.schedule.milestones)},
         }
 
@@ -177,10 +209,13 @@ class OPLClassifier(ImageClassifier):
         return OPLOutput(self.head(features), features)
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
-        """Cross-entropy and the weighted loss; notes the cosines. Views of an image are images of their own."""
+        """The classification's loss and the weighted one; notes cosines. Views of an image are images of their own."""
         batch = batch.stacked()
         out = self(batch.image)
-        loss = F.cross_entropy(out.logits.float(), batch.target)
+        if self.classification == "truncated":
+            loss = self.truncated(out.logits, batch.target, None if self.kept is None else self.kept[batch.index])
+        else:
+            loss = F.cross_entropy(out.logits.float(), batch.target)
         if self.weight > 0:
             loss = loss + self.weight * self.orthogonal(out.features, batch.target)
         with torch.no_grad():
@@ -198,6 +233,35 @@ class OPLClassifier(ImageClassifier):
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.schedule.lr * reached
+
+    def on_train_epoch_start(self) -> None:
+        """Choose the images that the truncated loss leaves out."""
+        self.kept = None
+        if self.classification == "cross_entropy" or self.trainer.current_epoch < self.start_prune:
+            return
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, ImageDataModule):
+            raise ValueError("classification 'truncated': needs a data module of images, whose labels it looks at")
+        self.kept = self.trusted_rows(data)
+        self.log("train/kept", float(self.kept[data.rows("train")].float().mean()))
+
+    @torch.no_grad()
+    def trusted_rows(self, data: ImageDataModule) -> Bool[Tensor, " rows"]:
+        """Training images whose label has a probability above k, asked un-augmented; ranks share the work.
+
+        Args:
+            data: the images.
+
+        Returns:
+            One answer for each row of its table; False for rows of other folds.
+        """
+        rank, world = (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
+        kept = torch.zeros(len(data.record_ids), device=self.device)
+        with evaluation_mode(self):
+            for batch in plain_batches(data, data.rows("train")[rank::world], "training labels", shown=rank == 0):
+                logits = self(batch.image.to(self.head.weight)).logits
+                kept[batch.index.to(kept.device)] = self.truncated.keeps(logits, batch.target.to(kept.device)).float()
+        return all_reduce_sum(kept) > 0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """SGD with momentum."""
