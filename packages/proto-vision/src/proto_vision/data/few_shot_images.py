@@ -63,7 +63,7 @@ class FewShotImages(ImageDataModule):
             classes of their own; names the file.
 
     Source:
-        arXiv 2003.11539, section 4.1.
+        arXiv 2003.11539, section 4.
     """
 
     unseen_classes: ClassVar[bool] = True

@@ -80,7 +80,7 @@ def episode_accuracy(
             fewer classes than ``ways``, a class with fewer samples than ``shots + queries``.
 
     Source:
-        arXiv 2003.11539, sections 3.2 and 4.2.
+        arXiv 2003.11539, section 3.
 
     Example:
         >>> import torch
