@@ -352,6 +352,32 @@ def test_claims_from_end_to_end(tmp_path, monkeypatch, capfd):
     assert "those are alpha, beta" in capfd.readouterr().err
 
 
+def test_all_files_of_a_system_run_and_one_of_them_leaves_the_rows_of_the_others(tmp_path, monkeypatch, capfd):
+    places = (
+        "shared/claims/test_alpha",
+        "packages/proto-x/claims/test_alpha",
+        "packages/proto-x/claims/test_alpha_far",
+    )
+    for number, place in enumerate(places):
+        file = tmp_path / f"{place}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(CLAIM.replace("auc", f"auc {number}").partition("def test_data")[0], encoding="utf-8")
+    (tmp_path / "packages/proto-x/claims/test_alpha_beta.py").write_text("", encoding="utf-8")
+    for name in ("conftest.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    monkeypatch.setattr(claims, "sentences", lambda: SENTENCES)
+    monkeypatch.setattr(claims, "catalogue", lambda: {"alpha": None, "alpha_beta": None})
+    monkeypatch.delenv("PROTO_SHAPE_CHECKS", raising=False)
+    assert [str(file.relative_to(tmp_path)) for file in claims.files_of(tmp_path, "alpha")] == [
+        f"{place}.py" for place in places
+    ]
+    for asked in ("alpha", str(tmp_path / f"{places[2]}.py")):
+        assert claims.main(["--root", str(tmp_path), asked]) == 0
+        rows = claims.read_page((tmp_path / "CLAIMS.md").read_text("utf-8"))
+        assert sorted(row.metric for row in rows if row.key == "alpha") == ["auc 0", "auc 1", "auc 2"]
+    assert "1 of 4 rows are new" in capfd.readouterr().out
+
+
 def test_a_line_that_a_kill_has_cut_is_left_out(tmp_path):
     file = tmp_path / "claims.jsonl"
     file.write_text(json.dumps({"key": "alpha"}) + '\n{"key": "be', encoding="utf-8")

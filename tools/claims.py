@@ -236,19 +236,34 @@ def targets(root: Path, asked: Sequence[str]) -> list[str]:
     Raises:
         ValueError: neither a path nor a key with a claim.
     """
-    folders = [folder for place in PLACES for folder in sorted(root.glob(place)) if folder.is_dir()]
     if not asked:
-        return [str(folder.relative_to(root)) for folder in folders]
-    files = {file.stem.removeprefix("test_"): file for folder in folders for file in sorted(folder.glob("test_*.py"))}
+        return [str(folder.relative_to(root)) for folder in _folders(root)]
     found = []
     for word in asked:
-        if word in files:
-            found.append(str(files[word].relative_to(root)))
+        if files := files_of(root, word):
+            found += [str(file.relative_to(root)) for file in files]
         elif Path(word.partition("::")[0]).exists():
             found.append(str(Path(word.partition("::")[0]).resolve()) + word[len(word.partition("::")[0]) :])
         else:
-            raise ValueError(f"{word!r} is no path and no system with a claim; those are {', '.join(sorted(files))}")
+            stems = {file.stem.removeprefix("test_") for folder in _folders(root) for file in folder.glob("test_*.py")}
+            raise ValueError(f"{word!r} is no path and no system with a claim; those are {', '.join(sorted(stems))}")
     return found
+
+
+def files_of(root: Path, key: str) -> list[Path]:
+    """The claim files of a system, in the core and in its package: ``test_KEY.py`` and ``test_KEY_MORE.py``."""
+    others = [other for other in catalogue() if other.startswith(f"{key}_")]
+
+    def belongs(stem: str) -> bool:
+        longer = any(stem == other or stem.startswith(f"{other}_") for other in others)
+        return stem == key or (stem.startswith(f"{key}_") and not longer)
+
+    files = [file for folder in _folders(root) for file in sorted(folder.glob("test_*.py"))]
+    return [file for file in files if belongs(file.stem.removeprefix("test_"))]
+
+
+def _folders(root: Path) -> list[Path]:
+    return [folder for place in PLACES for folder in sorted(root.glob(place)) if folder.is_dir()]
 
 
 def commit_of(root: Path) -> str:
@@ -318,6 +333,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     finished = status in (0, 1, 5)
     unfinished = {test.key for test in outcomes if test.state == "skipped"}
     unfinished |= {Path(path.partition("::")[0]).stem.removeprefix("test_") for path in paths if "::" in path}
+    if arguments.claims:  # a path may be one of several files of a system
+        ran = {(root / path.partition("::")[0]).resolve() for path in paths}
+        unfinished |= {row.key for row in new if not ran.issuperset(files_of(root, row.key))}
     if not finished:
         unfinished |= {row.key for row in old}
     rows = merge(new, old, known, unfinished=unfinished, whole=finished and not arguments.claims)
