@@ -7,6 +7,10 @@ in ``shared/claims/test_palm.py``.
 
 What was found: on a GPU 0.574 against 0.569 in the mean of three seeds, two of which are lower: within noise. On a CPU
 it does NOT hold, since twelve epochs leave both at chance: 0.514 against 0.515.
+
+With the six animals known and the four vehicles unknown, which is easier, cross-entropy is ahead at this size (seed 0,
+CPU): 0.724 against 0.594 after 12 epochs, and 0.658 where the prototypes' momentum is 0.9; after 40 epochs 0.699
+against 0.638 with 0.9. The paper's gain is for 500 epochs on all of CIFAR and other sets as unknown.
 """
 
 import zipfile
