@@ -4,6 +4,8 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -11,7 +13,7 @@ from proto_core.training import Curriculum, enter_stage
 from proto_vision import Digits, ProbPSENNModule
 from proto_vision.data.augmentation import augmentation
 from proto_vision.data.dataset import ImageBatch
-from proto_vision.prob_psenn import PSENNSchedule
+from proto_vision.prob_psenn import PSENNSchedule, VariationalProbPSENN, cnn32_autoencoder, latent_divergence
 
 
 def near(found, expected, **tolerance):
@@ -101,7 +103,7 @@ def test_their_augmentation_shifts_brightness_and_scale():
     assert 77 <= min(values) < 100 < 150 < max(values) <= 179
 
 
-def trainer(folder, *callbacks):
+def trainer(folder, *callbacks, **options):
     return pl.Trainer(
         accelerator="cpu",
         max_epochs=-1,
@@ -114,6 +116,7 @@ def trainer(folder, *callbacks):
         num_sanity_val_steps=0,
         default_root_dir=folder,
         callbacks=list(callbacks),
+        **options,
     )
 
 
@@ -179,3 +182,83 @@ def test_random_start_needs_no_data_module(tmp_path):
     net.schedule = PSENNSchedule(0, 1, keep="last")
     with pytest.raises(ValueError, match="'fitted' needs a data module"):
         net.on_train_epoch_start()
+
+
+# -- random latents
+
+
+def test_random_latents_are_means_in_evaluation_and_samples_in_training():
+    torch.manual_seed(0)
+    net = VariationalProbPSENN(*cnn32_autoencoder(dim=3, widths=(4, 4, 4, 8), variational=True), num_classes=2, dim=3)
+    net.encoder[-2].bias.data[3:] -= 4  # a spread of about an eighth
+    x = torch.rand(6, 1, 32, 32)
+    net.eval()
+    mean, log_variance = net.posterior(x)
+    near(torch.cat([mean, log_variance], 1), net.encoder(x).detach())
+    assert torch.equal(net(x).latents, mean)
+    assert torch.equal(net.encode(x), mean)
+    net.train()
+    drawn = torch.stack([net.draw(mean, log_variance) for _ in range(4000)])
+    near(drawn.mean(0), mean.detach(), atol=0.02)
+    near(drawn.var(0), log_variance.exp().detach(), rtol=0.2)
+    net(x).logits.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in net.encoder.parameters())
+    assert net.encoder[-2].weight.grad[3:].any(), "the log-variance has a gradient through the sample"
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 5), st.integers(1, 4))
+def test_divergence_is_that_of_gaussians(seed, count, dim):
+    g = torch.Generator().manual_seed(seed)
+    mean, log_variance = torch.randn(2, count, dim, generator=g).double()
+    normal = torch.distributions.Normal(mean, (log_variance / 2).exp())
+    expected = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0)).sum(1).mean()
+    near(latent_divergence(mean, log_variance), expected, rtol=1e-9, atol=1e-12)
+    half = latent_divergence(mean.bfloat16(), log_variance.bfloat16())
+    assert half.dtype == torch.float32
+
+
+@pytest.mark.bad_input
+def test_random_latents_refuse_what_does_not_fit():
+    assert latent_divergence(torch.zeros(0, 3), torch.zeros(0, 3)) == 0
+    with pytest.raises(ValueError, match=r"found shapes \(2, 3\) and \(2, 2\)"):
+        latent_divergence(torch.zeros(2, 3), torch.zeros(2, 2))
+    plain = VariationalProbPSENN(*cnn32_autoencoder(dim=4, widths=(4, 4, 4, 8)), num_classes=2, dim=4)
+    with pytest.raises(ValueError, match=r"encoder: found latents of shape \(2, 4\), needed \[N, 8\]"):
+        plain(torch.rand(2, 1, 32, 32))
+    with pytest.raises(ValueError, match="lambda_divergence: found -1"):
+        module(lambda_divergence=-1)
+
+
+def test_random_latents_train_and_come_back(tmp_path):
+    net, batch = module(variational=True, lambda_divergence=0.5), batch_of(12)
+    x = net.inputs(batch.image)
+    net.eval()
+    mean, log_variance = net.network.posterior(x)
+    divergence = 0.5 * latent_divergence(mean, log_variance)
+    net.stage = net.stages[0]
+    shown = (net.network.decoder(mean) - x).square().mean()
+    near(net.training_step(batch, 0), (shown + divergence).detach(), rtol=1e-5)
+    net.stage = net.stages[1]
+    torch.manual_seed(3)
+    out = net.network(x)
+    expected = net.loss(out.logits, batch.target, out.reconstruction, x, out.log_prob) + divergence
+    torch.manual_seed(3)
+    near(net.training_step(batch, 0), expected.detach(), rtol=1e-5)
+    data = Digits(image_size=32, batch_size=128)
+    runner = trainer(tmp_path, Curriculum())
+    runner.fit(net.train(), datamodule=data)
+    again = ProbPSENNModule.from_checkpoint(tmp_path / "checkpoints" / "final.ckpt")
+    assert again.settings() == net.settings()
+    assert again.settings()["variational"]
+    near(again.eval().class_logits(batch.image), net.eval().class_logits(batch.image).detach(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+@pytest.mark.parametrize("variational", [False, True])
+def test_every_precision_trains(precision, variational, tmp_path):
+    data = Digits(image_size=32, batch_size=64)
+    data.setup("fit")
+    net = module(variational=variational, schedule=PSENNSchedule(1, 1, start="random", keep="last"))
+    trainer(tmp_path, Curriculum(), precision=precision).fit(net, train_dataloaders=data.train_dataloader())
+    assert all(parameter.isfinite().all() for parameter in net.parameters())

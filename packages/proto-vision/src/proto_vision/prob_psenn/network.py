@@ -19,7 +19,14 @@ from proto_core.distributed import gather_with_grad
 from proto_core.precision import full_precision, no_autocast
 from proto_core.prototypes import GaussianPrototypes, sampled_distances
 
-__all__ = ["ProbPSENN", "ProbPSENNLoss", "ProbPSENNOutput", "cnn32_autoencoder"]
+__all__ = [
+    "ProbPSENN",
+    "ProbPSENNLoss",
+    "ProbPSENNOutput",
+    "VariationalProbPSENN",
+    "cnn32_autoencoder",
+    "latent_divergence",
+]
 
 
 class ProbPSENNOutput(NamedTuple):
@@ -105,11 +112,13 @@ class ProbPSENN(nn.Module):
 
     def encode(self, x: Float[Tensor, "N *pixels"]) -> Float[Tensor, "N D"]:
         """Latent vectors."""
-        latents = self.encoder(x)
-        dim = self.prototypes.loc.shape[1]
-        if latents.ndim != 2 or latents.shape[1] != dim:
-            raise ValueError(f"encoder: found latents of shape {tuple(latents.shape)}, needed [N, {dim}]")
-        return latents
+        return self._encoded(x, self.prototypes.loc.shape[1])
+
+    def _encoded(self, x: Tensor, columns: int) -> Tensor:
+        found = self.encoder(x.to(self.classifier.weight.dtype))  # pixels come in float32, whatever the precision
+        if found.ndim != 2 or found.shape[1] != columns:
+            raise ValueError(f"encoder: found latents of shape {tuple(found.shape)}, needed [N, {columns}]")
+        return found
 
     def sample(
         self, num_samples: int | None = None, noise: Shaped[Tensor, "S P D"] | None = None
@@ -133,7 +142,15 @@ class ProbPSENN(nn.Module):
         noise: Shaped[Tensor, "S P D"] | None = None,
     ) -> ProbPSENNOutput:
         """Logits of every sample and what the loss needs."""
-        latents = self.encode(x)
+        return self.judge(self.encode(x), num_samples, noise)
+
+    def judge(
+        self,
+        latents: Float[Tensor, "N D"],
+        num_samples: int | None = None,
+        noise: Shaped[Tensor, "S P D"] | None = None,
+    ) -> ProbPSENNOutput:
+        """What :meth:`forward` says of latent vectors."""
         logits, distances = self.decide(latents, self.sample(num_samples, noise))
         return ProbPSENNOutput(logits, distances, latents, self.decoder(latents), self.prototypes.log_prob(latents))
 
@@ -149,6 +166,89 @@ class ProbPSENN(nn.Module):
     def predict_mode(self, x: Float[Tensor, "N *pixels"]) -> Float[Tensor, "N C"]:
         """Probabilities where every prototype is its mean."""
         return self.decide(self.encode(x), self.prototypes.mode().unsqueeze(0))[0].softmax(2).squeeze(1)
+
+
+class VariationalProbPSENN(ProbPSENN):
+    """A :class:`ProbPSENN` whose images are random too: the encoder gives mean and log-variance of the latents.
+
+    In training mode the latents are sampled, otherwise they are the mean. The loss gets :func:`latent_divergence`
+    beside the four terms of :class:`ProbPSENNLoss`.
+
+    Args:
+        encoder: images -> ``[N, 2 D]``, the means first.
+        decoder: ``[N, D]`` -> images.
+        num_classes: see :class:`ProbPSENN`, as all others.
+        dim: D.
+        covariance: of the prototypes.
+        num_samples: of the prototypes.
+        prior_std: of the prototypes.
+
+    Shapes:
+        images -> :class:`ProbPSENNOutput`.
+
+    Raises:
+        ValueError: as :class:`ProbPSENN`; what the encoder gives is not ``[N, 2 D]``.
+
+    Source:
+        arXiv 2403.13740, the authors' variational autoencoder.
+
+    Example:
+        >>> import torch
+        >>> from proto_vision.prob_psenn import VariationalProbPSENN, cnn32_autoencoder, latent_divergence
+        >>> net = VariationalProbPSENN(*cnn32_autoencoder(dim=8, variational=True), num_classes=3, dim=8)
+        >>> mean, log_variance = net.posterior(torch.rand(4, 1, 32, 32))
+        >>> out = net.judge(net.draw(mean, log_variance))
+        >>> out.logits.shape, latent_divergence(mean, log_variance).shape
+        (torch.Size([4, 10, 3]), torch.Size([]))
+    """
+
+    def posterior(self, x: Float[Tensor, "N *pixels"]) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N D"]]:
+        """Mean and log-variance of the latents, in float32 or wider."""
+        mean, log_variance = full_precision(self._encoded(x, 2 * self.prototypes.loc.shape[1])).chunk(2, dim=1)
+        return mean, log_variance
+
+    def encode(self, x: Float[Tensor, "N *pixels"]) -> Float[Tensor, "N D"]:
+        """Means of the latents."""
+        return self.posterior(x)[0].to(self.classifier.weight.dtype)
+
+    def draw(self, mean: Float[Tensor, "N D"], log_variance: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        """In training mode a sample of the latents, with gradient, otherwise their mean."""
+        drawn = mean + (log_variance / 2).exp() * torch.randn_like(mean) if self.training else mean
+        return drawn.to(self.classifier.weight.dtype)
+
+    def forward(
+        self,
+        x: Float[Tensor, "N *pixels"],
+        num_samples: int | None = None,
+        noise: Shaped[Tensor, "S P D"] | None = None,
+    ) -> ProbPSENNOutput:
+        """Logits of every sample of the prototypes, and what :class:`ProbPSENNLoss` needs."""
+        return self.judge(self.draw(*self.posterior(x)), num_samples, noise)
+
+
+def latent_divergence(mean: Float[Tensor, "N D"], log_variance: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
+    """Mean over images of ``KL(N(mean, exp(log_variance)) || N(0, I)) = -sum(1 + lv - mean^2 - exp(lv)) / 2``.
+
+    Returns:
+        The divergence; 0 for an empty batch.
+
+    Raises:
+        ValueError: shapes that differ, or are not ``[N, D]``.
+
+    Source:
+        "Auto-Encoding Variational Bayes", arXiv 1312.6114, appendix B.
+
+    Example:
+        >>> import torch
+        >>> from proto_vision.prob_psenn import latent_divergence
+        >>> latent_divergence(torch.ones(2, 3), torch.zeros(2, 3))
+        tensor(1.5000)
+    """
+    if mean.ndim != 2 or mean.shape != log_variance.shape:
+        shapes = f"{tuple(mean.shape)} and {tuple(log_variance.shape)}"
+        raise ValueError(f"mean, log_variance: found shapes {shapes}, needed [N, D] twice")
+    mean, wide = full_precision(mean), full_precision(log_variance)
+    return -(1 + wide - mean.square() - wide.exp()).sum() / (2 * max(len(mean), 1))
 
 
 class ProbPSENNLoss(nn.Module):
@@ -255,7 +355,10 @@ class ProbPSENNLoss(nn.Module):
 
 
 def cnn32_autoencoder(
-    in_channels: int = 1, dim: int = 40, widths: Sequence[int] = (32, 32, 64, 256)
+    in_channels: int = 1,
+    dim: int = 40,
+    widths: Sequence[int] = (32, 32, 64, 256),
+    variational: bool = False,
 ) -> tuple[nn.Module, nn.Module]:
     """Encoder and decoder of images of 32 x 32 pixels in [-1, 1]; the decoder ends in tanh.
 
@@ -265,6 +368,7 @@ def cnn32_autoencoder(
         in_channels: of the image.
         dim: D.
         widths: channels after each of the first four convolutions; (64, 128, 256, 512) for colour.
+        variational: whether the encoder gives means and log-variances, ``[N, 2 D]``.
 
     Shapes:
         ``[N, in_channels, 32, 32]`` -> ``[N, D]``, and back.
@@ -289,7 +393,7 @@ def cnn32_autoencoder(
         *_normed(nn.Conv2d(a, b, 4, 2, 1)),
         *_normed(nn.Conv2d(b, c, 4, 2, 1)),
         *_normed(nn.Conv2d(c, d, 4)),
-        nn.Conv2d(d, dim, 1),
+        nn.Conv2d(d, 2 * dim if variational else dim, 1),
         nn.Flatten(),
     )
     decoder = nn.Sequential(

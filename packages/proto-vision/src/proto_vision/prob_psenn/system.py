@@ -29,7 +29,14 @@ from proto_vision.data.dataset import ImageBatch, ImageDataset
 from proto_vision.data.module import ImageDataModule
 from proto_vision.decoded import DecodedEvidence, DecodedPrototypes, ExplainsByDistance
 from proto_vision.pixels import Pixels
-from proto_vision.prob_psenn.network import ProbPSENN, ProbPSENNLoss, ProbPSENNOutput, cnn32_autoencoder
+from proto_vision.prob_psenn.network import (
+    ProbPSENN,
+    ProbPSENNLoss,
+    ProbPSENNOutput,
+    VariationalProbPSENN,
+    cnn32_autoencoder,
+    latent_divergence,
+)
 from proto_vision.prob_psenn.uncertainty import explanatory_epistemic_uncertainty, overlap_index
 
 __all__ = ["PSENNSchedule", "ProbPSENNModule"]
@@ -85,6 +92,8 @@ class ProbPSENNModule(ExplainsByDistance, ImageClassifier):
         lambda_reconstruction: of the mean over pixels.
         lambda_prototype: of R1.
         lambda_data: of R2.
+        variational: whether images are random in the latent space too, see :class:`VariationalProbPSENN`.
+        lambda_divergence: of the divergence of their latents from N(0, I), where they are.
         schedule: epochs and rate.
 
     Shapes:
@@ -143,6 +152,8 @@ class ProbPSENNModule(ExplainsByDistance, ImageClassifier):
         lambda_reconstruction: float = 10.0,
         lambda_prototype: float = 0.0,
         lambda_data: float = 0.05,
+        variational: bool = False,
+        lambda_divergence: float = 0.05,
         schedule: PSENNSchedule = PSENNSchedule(),
     ) -> None:
         super().__init__(num_classes, class_names, image_size, in_channels)
@@ -153,8 +164,12 @@ class ProbPSENNModule(ExplainsByDistance, ImageClassifier):
         check_option("keep", schedule.keep, "best", "last")
         self.schedule, self.widths, self.eval_samples = schedule, tuple(widths), eval_samples
         self.pixels = Pixels(in_channels, mean, std)
-        encoder, decoder = cnn32_autoencoder(in_channels, dim, widths)
-        self.network = ProbPSENN(encoder, decoder, self.num_classes, dim, covariance, num_samples, prior_std)
+        if not lambda_divergence >= 0:
+            raise ValueError(f"lambda_divergence: found {lambda_divergence}, needed at least 0")
+        self.lambda_divergence = lambda_divergence
+        encoder, decoder = cnn32_autoencoder(in_channels, dim, widths, variational)
+        kind = VariationalProbPSENN if variational else ProbPSENN
+        self.network = kind(encoder, decoder, self.num_classes, dim, covariance, num_samples, prior_std)
         self.loss = ProbPSENNLoss(
             lambda_nll, lambda_reconstruction, lambda_prototype, lambda_data, gather_distributed=True
         )
@@ -184,6 +199,8 @@ class ProbPSENNModule(ExplainsByDistance, ImageClassifier):
             "eval_samples": self.eval_samples,
             "prior_std": net.prototypes.prior_std,
             **{f"lambda_{name}": value for name, value in self.loss.weights.items()},
+            "variational": isinstance(net, VariationalProbPSENN),
+            "lambda_divergence": self.lambda_divergence,
             "schedule": asdict(self.schedule),
         }
 
@@ -218,12 +235,19 @@ class ProbPSENNModule(ExplainsByDistance, ImageClassifier):
         batch = batch.stacked()
         if len(batch.image) == 1:
             raise ValueError("batch: found one image, batch norm needed 2 or more (--data.drop_last true)")
-        inputs = self.inputs(batch.image)
-        if self.stage is not None and self.stage.name == "autoencoder":
-            loss = (self.network.decoder(self.network.encode(inputs)).float() - inputs).square().mean()
+        inputs, net = self.inputs(batch.image), self.network
+        divergence: Tensor | float = 0.0
+        if isinstance(net, VariationalProbPSENN):
+            mean, log_variance = net.posterior(inputs)
+            latents, divergence = net.draw(mean, log_variance), latent_divergence(mean, log_variance)
         else:
-            out = self.network(inputs)
+            latents = net.encode(inputs)
+        if self.stage is not None and self.stage.name == "autoencoder":
+            loss = (net.decoder(latents).float() - inputs).square().mean()
+        else:
+            out = net.judge(latents)
             loss = self.loss(out.logits, batch.target, out.reconstruction, inputs, out.log_prob)
+        loss = loss + self.lambda_divergence * divergence
         self.note("train/loss", loss.detach(), batch, prog_bar=True)
         return loss
 
