@@ -206,6 +206,18 @@ def test_one_step_of_every_stage_is_finite(key):
 
 
 @every_trained
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_one_step_of_every_stage_is_finite_in_other_precisions(key, precision, tmp_path):
+    module, data = build(key, "--seed_everything", str(SEED))
+    for stage in stages(module):
+        watch = one_step(module, data, tmp_path, stage, precision=precision)
+        assert all(np.isfinite(watch.losses)), f"{key}, {stage}: the loss is {watch.losses}"
+        wild = sorted(name for name, finite in watch.finite.items() if not finite)
+        assert not wild, f"{key}, {stage}: gradients that are not finite: {wild}"
+    assert all(value.isfinite().all() for value in module.parameters())
+
+
+@every_trained
 def test_every_parameter_trains_in_some_stage(key):
     names = {name for name, _ in trained(key).module.named_parameters()}
     moved = set().union(*(watch.moved for watch in trained(key).steps.values()))
