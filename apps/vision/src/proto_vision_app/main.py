@@ -164,7 +164,8 @@ def _linear_eval(parser: Any) -> None:
         type=dict[str, Any],
         default=None,
         help="images: --data.class_path (default proto_vision.ImageFolder, or what the checkpoint was trained on), "
-        "--data.root and any other argument of that class, such as --data.image_size",
+        "--data.root and any other argument of that class, such as --data.image_size; one that has arguments itself as "
+        "YAML: --data.protocol '{class_path: ..., init_args: {...}}'",
     )
     parser.add_argument("--test_fraction", type=float, default=0.3, help="share that tests, for files without folds")
     parser.add_argument("--config", default=None, help="such as disc_vs_gen/paper.yaml; the options below go first")
