@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,16 @@ def test_a_backbone_on_a_folder_and_its_features_again(images: Path, tmp_path: P
     assert len(found.y_train) + len(found.y_test) == 30
     largest = [float(row["accuracy"]) for row in table(first) if row["samples_per_class"] == "5"]
     assert min(largest) > 0.6
+
+
+def test_images_that_cannot_be_read_are_listed_beside_the_figures(images: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(images, tmp_path / "torn")
+    kind = sorted(path for path in root.iterdir() if path.is_dir())[0]
+    (kind / "last.png").write_bytes(b"no image")
+    source = ("--backbone", "pixels", "--data.root", root, "--data.image_size", "8", "--data.skip_corrupt", "true")
+    with pytest.warns(UserWarning, match="1 images cannot be read"):
+        assert call("linear-eval", *source, "--repeats", "1", "--out", tmp_path / "out" / "curves.csv") == 0
+    assert f"{kind.name}/last.png" in (tmp_path / "out" / "skipped_images.csv").read_text(encoding="utf-8")
 
 
 def test_the_demo_of_the_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
