@@ -376,6 +376,15 @@ def test_all_files_of_a_system_run_and_one_of_them_leaves_the_rows_of_the_others
         rows = claims.read_page((tmp_path / "CLAIMS.md").read_text("utf-8"))
         assert sorted(row.metric for row in rows if row.key == "alpha") == ["auc 0", "auc 1", "auc 2"]
     assert "1 of 4 rows are new" in capfd.readouterr().out
+    far = tmp_path / f"{places[2]}.py"
+    for more, expected in (
+        ("pytest.skip('no data')", "auc 2"),
+        ("raise RuntimeError('x')", "test_figure: RuntimeError: x"),
+    ):
+        far.write_text(f"import pytest\n@pytest.mark.claim\ndef test_figure():\n    {more}\n", encoding="utf-8")
+        claims.main(["--root", str(tmp_path), "alpha"])
+        rows = claims.read_page((tmp_path / "CLAIMS.md").read_text("utf-8"))
+        assert [row.metric for row in rows if row.key == "alpha"] == ["auc 0", "auc 1", expected]
 
 
 def test_a_line_that_a_kill_has_cut_is_left_out(tmp_path):

@@ -76,7 +76,13 @@ class Outcome:
     @property
     def key(self) -> str:
         """The system, by the name of the file."""
-        return Path(self.file).stem.removeprefix("test_")
+        return system_of(Path(self.file))
+
+
+def system_of(file: Path) -> str:
+    """The system of a claim file: of ``test_KEY.py``, or ``test_KEY_MORE.py`` where KEY is the longest that fits."""
+    name = file.stem.removeprefix("test_")
+    return max((key for key in catalogue() if f"{name}_".startswith(f"{key}_")), key=len, default=name)
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
@@ -245,21 +251,14 @@ def targets(root: Path, asked: Sequence[str]) -> list[str]:
         elif Path(word.partition("::")[0]).exists():
             found.append(str(Path(word.partition("::")[0]).resolve()) + word[len(word.partition("::")[0]) :])
         else:
-            stems = {file.stem.removeprefix("test_") for folder in _folders(root) for file in folder.glob("test_*.py")}
-            raise ValueError(f"{word!r} is no path and no system with a claim; those are {', '.join(sorted(stems))}")
+            keys = {system_of(file) for folder in _folders(root) for file in folder.glob("test_*.py")}
+            raise ValueError(f"{word!r} is no path and no system with a claim; those are {', '.join(sorted(keys))}")
     return found
 
 
 def files_of(root: Path, key: str) -> list[Path]:
-    """The claim files of a system, in the core and in its package: ``test_KEY.py`` and ``test_KEY_MORE.py``."""
-    others = [other for other in catalogue() if other.startswith(f"{key}_")]
-
-    def belongs(stem: str) -> bool:
-        longer = any(stem == other or stem.startswith(f"{other}_") for other in others)
-        return stem == key or (stem.startswith(f"{key}_") and not longer)
-
-    files = [file for folder in _folders(root) for file in sorted(folder.glob("test_*.py"))]
-    return [file for file in files if belongs(file.stem.removeprefix("test_"))]
+    """The claim files of a system, in the core and in its package."""
+    return [file for folder in _folders(root) for file in sorted(folder.glob("test_*.py")) if system_of(file) == key]
 
 
 def _folders(root: Path) -> list[Path]:
@@ -332,7 +331,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     new = rows_of(records, outcomes, known, commit)
     finished = status in (0, 1, 5)
     unfinished = {test.key for test in outcomes if test.state == "skipped"}
-    unfinished |= {Path(path.partition("::")[0]).stem.removeprefix("test_") for path in paths if "::" in path}
+    unfinished |= {system_of(Path(path.partition("::")[0])) for path in paths if "::" in path}
     if arguments.claims:  # a path may be one of several files of a system
         ran = {(root / path.partition("::")[0]).resolve() for path in paths}
         unfinished |= {row.key for row in new if not ran.issuperset(files_of(root, row.key))}
