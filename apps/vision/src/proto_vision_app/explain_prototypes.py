@@ -32,8 +32,8 @@ def run(arguments: Any) -> int:
     out = writable_folder(arguments.out, "--out")
     explainer, left_out = _explainer(arguments)
     network, data = _parts(explainer)
-    data.prepare_in(out)
     places = [data.find_image(name) for name in arguments.images]
+    data.prepare_in(out)
     if torch.accelerator.is_available():
         network.to(torch.accelerator.current_accelerator())
     records = prototype_records(network, data)

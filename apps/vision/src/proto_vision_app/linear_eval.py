@@ -174,7 +174,7 @@ def _features(arguments: Any, device: torch.device) -> tuple[FrozenFeatures, str
         network = create_frozen(arguments.backbone, data, pretrained=arguments.pretrained)
         untrained = arguments.backbone != "pixels" and not arguments.pretrained
         name = f"{arguments.backbone} (random weights)" if untrained else arguments.backbone
-    data.skipped_file = str(Path(arguments.out).absolute().parent / Path(data.skipped_file).name)
+    data.list_skipped_in(Path(arguments.out).parent)
     asked = image_set_features if arguments.episodes is None else fold_features
     return asked(network.to(device), data, progress=_progress), f"{name}, {type(data).__name__}"
 

@@ -22,6 +22,7 @@ from proto_core.checks import check_option
 from proto_core.distributed import all_reduce_sum, is_distributed
 from proto_core.losses import OrthogonalProjectionLoss
 from proto_core.modes import evaluation_mode
+from proto_core.precision import full_precision
 from proto_core.systems import Paper
 from proto_core.training import Stage
 from proto_vision.backbones import create_backbone
@@ -215,7 +216,7 @@ class OPLClassifier(ImageClassifier):
         if self.classification == "truncated":
             loss = self.truncated(out.logits, batch.target, None if self.kept is None else self.kept[batch.index])
         else:
-            loss = F.cross_entropy(out.logits.float(), batch.target)
+            loss = F.cross_entropy(full_precision(out.logits), batch.target)
         if self.weight > 0:
             loss = loss + self.weight * self.orthogonal(out.features, batch.target)
         with torch.no_grad():

@@ -117,9 +117,8 @@ class CaseBasedModule(ExplainsByDistance, ImageClassifier):
             latent_channels,
             conv_std=conv_std,
         )
-        self.loss = CaseBasedLoss(
-            lambda_class, lambda_reconstruction, lambda_prototype, lambda_feature, gather_distributed=True
-        )
+        weights = (lambda_class, lambda_reconstruction, lambda_prototype, lambda_feature)
+        self.loss = CaseBasedLoss(*weights, gather_distributed=lambda_prototype > 0)
         self.deformation = ElasticDeformation(elastic_sigma, elastic_alpha)
         self.lr, self.epochs, self.keep = lr, epochs, check_option("keep", keep, "best", "last")
         monitor = "val/accuracy" if keep == "best" else None

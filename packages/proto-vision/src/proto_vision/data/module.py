@@ -273,9 +273,13 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def prepare_in(self, folder: str | Path) -> None:
         """What a trainer does before it starts, for work without one; ``skipped_file`` is written to ``folder``."""
-        self.skipped_file = str(Path(folder).absolute() / Path(self.skipped_file).name)
+        self.list_skipped_in(folder)
         self.prepare_data()
         self.setup("predict")
+
+    def list_skipped_in(self, folder: str | Path) -> None:
+        """Write ``skipped_file`` to this folder."""
+        self.skipped_file = str(Path(folder).absolute() / Path(self.skipped_file).name)
 
     def _skipped_path(self) -> Path:
         trainer = getattr(self, "trainer", None)

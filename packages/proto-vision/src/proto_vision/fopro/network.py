@@ -2,9 +2,9 @@
 
 Source: "FoPro: Few-Shot Guided Robust Webly-Supervised Prototypical Learning", AAAI 2023, arXiv 2212.00465. Differences
 from the authors' code: the caller's labels are not changed; a class without a visit keeps its density; several
-processes polish alike on the joint batch (theirs shuffle images for batch norm); the queue wraps around. As there, the
-weights of the low-dimensional classifier are not normalised, and the relation scores are trained by a softmax and read
-through a sigmoid. New layers start as PyTorch's linear layers do (Kaiming uniform of slope sqrt 5).
+processes polish and take means on the joint batch (theirs shuffle images for batch norm); the queue wraps around. As
+there, the weights of the low-dimensional classifier are not normalised, and the relation scores are trained by a
+softmax and read through a sigmoid. New layers start as PyTorch's linear layers do (Kaiming uniform of slope sqrt 5).
 """
 
 from __future__ import annotations

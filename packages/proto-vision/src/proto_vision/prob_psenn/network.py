@@ -114,6 +114,10 @@ class ProbPSENN(nn.Module):
         """Latent vectors."""
         return self._encoded(x, self.prototypes.loc.shape[1])
 
+    def latents(self, x: Float[Tensor, "N *pixels"]) -> Float[Tensor, "N D"]:
+        """Latent vectors that :meth:`forward` judges: those of :meth:`encode`."""
+        return self.encode(x)
+
     def _encoded(self, x: Tensor, columns: int) -> Tensor:
         found = self.encoder(x.to(self.classifier.weight.dtype))  # pixels come in float32, whatever the precision
         if found.ndim != 2 or found.shape[1] != columns:
@@ -142,7 +146,7 @@ class ProbPSENN(nn.Module):
         noise: Shaped[Tensor, "S P D"] | None = None,
     ) -> ProbPSENNOutput:
         """Logits of every sample and what the loss needs."""
-        return self.judge(self.encode(x), num_samples, noise)
+        return self.judge(self.latents(x), num_samples, noise)
 
     def judge(
         self,
@@ -216,14 +220,9 @@ class VariationalProbPSENN(ProbPSENN):
         drawn = mean + (log_variance / 2).exp() * torch.randn_like(mean) if self.training else mean
         return drawn.to(self.classifier.weight.dtype)
 
-    def forward(
-        self,
-        x: Float[Tensor, "N *pixels"],
-        num_samples: int | None = None,
-        noise: Shaped[Tensor, "S P D"] | None = None,
-    ) -> ProbPSENNOutput:
-        """Logits of every sample of the prototypes, and what :class:`ProbPSENNLoss` needs."""
-        return self.judge(self.draw(*self.posterior(x)), num_samples, noise)
+    def latents(self, x: Float[Tensor, "N *pixels"]) -> Float[Tensor, "N D"]:
+        """In training mode a sample, otherwise the means."""
+        return self.draw(*self.posterior(x))
 
 
 def latent_divergence(mean: Float[Tensor, "N D"], log_variance: Float[Tensor, "N D"]) -> Float[Tensor, ""]:

@@ -170,9 +170,8 @@ class ProbPSENNModule(ExplainsByDistance, ImageClassifier):
         encoder, decoder = cnn32_autoencoder(in_channels, dim, widths, variational)
         kind = VariationalProbPSENN if variational else ProbPSENN
         self.network = kind(encoder, decoder, self.num_classes, dim, covariance, num_samples, prior_std)
-        self.loss = ProbPSENNLoss(
-            lambda_nll, lambda_reconstruction, lambda_prototype, lambda_data, gather_distributed=True
-        )
+        weights = (lambda_nll, lambda_reconstruction, lambda_prototype, lambda_data)
+        self.loss = ProbPSENNLoss(*weights, gather_distributed=lambda_prototype > 0)
         self.uncertain_fold = _ErrorDetection()
         noise = torch.randn(eval_samples, self.num_classes, dim, generator=torch.Generator().manual_seed(0))
         self.register_buffer("eval_noise", noise, persistent=False)

@@ -2,7 +2,8 @@
 
 Source: "ProtoGCD: Unified and Unbiased Prototype Learning for Generalized Category Discovery", TPAMI 2025, arXiv
 2504.03755, section 4. Differences from the authors' code: a batch without a labelled image gives 0 instead of NaN, no
-mask is cast to single precision, and every term runs on any device.
+mask is cast to single precision, every term runs on any device, and several processes take the terms over their joint
+batch.
 """
 
 from __future__ import annotations
