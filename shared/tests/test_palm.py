@@ -102,6 +102,22 @@ def test_assignments_are_shares(seed, epsilon):
     torch.testing.assert_close(share.sum(1), torch.ones(7).double())
 
 
+@pytest.mark.parametrize("epsilon", [0.5, 0.05, 0.01])
+def test_sums_below_the_floor_are_divided_by_it(epsilon):
+    torch.manual_seed(0)
+    layer = MixturePrototypes(2, 4, 2, epsilon=epsilon, sinkhorn_iterations=4).double()
+    z = F.normalize(torch.rand(6, 4).double())
+    layer.set_(torch.cat([F.normalize(torch.rand(3, 4).double()), -z[:1]]))
+    share = (z @ layer.prototypes.T / epsilon).exp().T
+    share = share / share.sum()
+    floored = bool(share.sum(1).min() < 1e-12)
+    for _ in range(4):
+        share = share / share.sum(1, keepdim=True).clamp_min(1e-12) / 4
+        share = share / share.sum(0, keepdim=True).clamp_min(1e-12) / 6
+    assert floored == (epsilon < 0.5)
+    torch.testing.assert_close(layer.assign(z), (share * 6).T, rtol=1e-9, atol=0)
+
+
 def test_one_sample_a_missing_class_and_zero_rows():
     loss = PALMLoss(3, 4, 2)
     for z in (F.normalize(torch.randn(1, 4)), torch.zeros(2, 4)):

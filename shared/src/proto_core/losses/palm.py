@@ -129,10 +129,12 @@ class PALMLoss(nn.Module):
     def _contrast(self, prototypes: Tensor) -> Tensor:
         unit = F.normalize(prototypes)
         similarity = unit @ unit.T / self.proto_temperature
-        similarity = similarity - similarity.detach().amax(dim=1, keepdim=True)
-        itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
-        labels = self.prototypes.labels
-        positive = (labels.unsqueeze(1) == labels) & ~itself
-        # with one prototype per class there is no positive: the term is 0
-        near = torch.where(positive, similarity, 0).sum(dim=1) / positive.sum(dim=1).clamp_min(1)
-        return (similarity.masked_fill(itself, -torch.inf).logsumexp(dim=1) - near).mean()
+        per_class = self.prototypes.prototypes_per_class
+        if per_class > 1:
+            # the row's maximum cancels; rows of one class are num_classes apart
+            blocks = unit.view(per_class, self.prototypes.num_classes, -1)
+            others = blocks.sum(dim=0) - blocks
+            near = (others * blocks).sum(dim=2).flatten() / (self.proto_temperature * (per_class - 1))
+        else:
+            near = similarity.detach().amax(dim=1)
+        return (similarity.fill_diagonal_(-torch.inf).logsumexp(dim=1) - near).mean()

@@ -18,6 +18,9 @@ from proto_core.precision import full_precision, no_autocast
 
 __all__ = ["MixturePrototypes"]
 
+_FLOOR = 1e-12
+"""Smallest sum that a row or column is divided by."""
+
 
 class MixturePrototypes(nn.Module):
     """Unit vectors, several per class, moved by :meth:`update` and :meth:`set_`, not by an optimiser.
@@ -132,13 +135,16 @@ class MixturePrototypes(nn.Module):
             raise ValueError(f"prototypes: found shape {tuple(p.shape)}, needed {tuple(self.prototypes.shape)}")
         with no_autocast(z):
             scores = z @ p.T / self.epsilon
-        share = (scores - scores.max()).exp()
-        share = share / share.sum()
+        share = scores.sub_(scores.max()).exp_()
+        share /= share.sum()
         samples, count = share.shape
+        # the formula divides by the sizes as well: they cancel, but for the next floor
+        floor = _FLOOR
         for _ in range(self.sinkhorn_iterations):
-            share = F.normalize(share, p=1, dim=0) / count
-            share = F.normalize(share, p=1, dim=1) / samples
-        return share * samples
+            for dim, size in ((0, count), (1, samples)):
+                share /= share.sum(dim, keepdim=True).clamp_min_(floor)
+                floor = _FLOOR * size
+        return share
 
     def update(
         self, embeddings: Float[Tensor, "N D"], labels: Int[Tensor, "N"]
@@ -170,12 +176,13 @@ class MixturePrototypes(nn.Module):
         if self.top_k:
             best = torch.where(own, weight, -1).topk(self.top_k, dim=1).indices
             selected = torch.zeros_like(own).scatter_(1, best, True)
-        weight = F.normalize(torch.where(selected, weight, 0), p=1, dim=1)
-        weight = F.normalize(weight, p=1, dim=0)
+        weight = torch.where(selected, weight, 0)
+        weight = weight / weight.sum(1, keepdim=True).clamp_min(_FLOOR)
+        taken = weight.sum(0)
         with no_autocast(z):
-            moved = self.momentum * old + (1 - self.momentum) * (weight.T @ z)
-        reached = (weight > 0).any(dim=0).unsqueeze(1)
-        return torch.where(reached, F.normalize(moved), old), selected
+            shares = (weight / taken.clamp_min(_FLOOR)).T
+            moved = torch.addmm(old, shares, z, beta=self.momentum, alpha=1 - self.momentum)
+        return torch.where((taken > 0).unsqueeze(1), F.normalize(moved), old), selected
 
     @staticmethod
     def joint(
