@@ -1,16 +1,15 @@
 """PALM on photographs: do its features tell unknown classes from known ones better than those of cross-entropy?
 
-The CIFAR-10 excerpt: six classes are known (700 images of each train, 300 are tested), four unknown. Same encoder,
-steps, batches and pairs of views; both are judged by the Mahalanobis score of the encoder's features. ResNet-18 for 80
-epochs where there is a GPU, four convolutions for 12 where there is none. The experiment of the card, on digits, stands
-in ``shared/claims/test_palm.py``.
+The CIFAR-10 excerpt: six classes drawn by the seed are known (700 images of each train, 300 are tested), the other four
+unknown. Same encoder, steps, batches and pairs of views; all are judged by the Mahalanobis score of the encoder's
+features. CIFAR's ResNet-18 for 80 epochs where there is a GPU, a quarter as wide and for 10 where there is none. The
+experiment of the card, on digits, stands in ``shared/claims/test_palm.py``.
 
-What was found: on a GPU 0.574 against 0.569 in the mean of three seeds, two of which are lower: within noise. On a CPU
-it does NOT hold, since twelve epochs leave both at chance: 0.514 against 0.515.
-
-With the six animals known and the four vehicles unknown, which is easier, cross-entropy is ahead at this size (seed 0,
-CPU): 0.724 against 0.594 after 12 epochs, and 0.658 where the prototypes' momentum is 0.9; after 40 epochs 0.699
-against 0.638 with 0.9. The paper's gain is for 500 epochs on all of CIFAR and other sets as unknown.
+One prototype per class, or six of which a sample moves five as in the paper, both with the paper's momentum of 0.999.
+Which was chosen on other classes, by one CPU run each (cross-entropy, one, six): the first six classes 0.515, 0.540 and
+0.548 (six with momentum 0.99), the six animals 0.621, 0.675 and 0.640, the splits of seeds 10 to 12 0.571, 0.580 and
+0.473; 0.554, 0.557 and 0.553; 0.611, 0.623, six not run. Six prototypes learn more slowly at this size: after ten
+epochs their loss still falls, and a smaller momentum moves all prototypes to one place at the start (animals: 0.600).
 """
 
 import zipfile
@@ -29,8 +28,9 @@ from proto_vision import PALM, ImageFolder
 
 SEEDS = (0, 1, 2)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BACKBONE, EPOCHS = ("resnet18", 80) if DEVICE == "cuda" else ("conv4", 12)
-KNOWN, BATCH, RATE = 6, 128, 1e-3
+BACKBONE, EPOCHS = ("cifar_resnet18", 80) if DEVICE == "cuda" else ("cifar_resnet18_w16", 10)
+CLASSES, KNOWN, BATCH, RATE = 10, 6, 128, 1e-3
+SETTINGS = {"one prototype per class": (1, 1), "six prototypes per class": (6, 5)}
 Part = tuple[Tensor, Tensor]
 
 
@@ -61,9 +61,11 @@ def view(images: Tensor, generator: torch.Generator) -> Tensor:
     return grey * contrast[:, None, None, None] + brightness[:, None, None, None]
 
 
-def trained(train: Part, seed: int, prototypes: bool) -> PALM:
+def trained(train: Part, seed: int, prototypes: tuple[int, int] | None) -> PALM:
     torch.manual_seed(seed)
-    net = PALM(BACKBONE, KNOWN, image_size=32, momentum=0.99).to(DEVICE)
+    per_class, top_k = prototypes or (1, 1)
+    net = PALM(BACKBONE, KNOWN, image_size=32, prototypes_per_class=per_class, top_k=top_k)
+    net = net.to(DEVICE, memory_format=torch.channels_last)
     linear = nn.Linear(net.head[0].in_features, KNOWN).to(DEVICE)
     optimizer = torch.optim.Adam([*net.parameters(), *linear.parameters()], RATE)
     steps = EPOCHS * -(-len(train[0]) // BATCH)
@@ -73,7 +75,7 @@ def trained(train: Part, seed: int, prototypes: bool) -> PALM:
     for _ in range(EPOCHS):
         for rows in torch.randperm(len(train[0]), generator=generator).to(DEVICE).split(BATCH):
             images = torch.cat([view(train[0][rows], generator) for _ in range(2)])
-            targets, features = train[1][rows].repeat(2), net.encoder(images)
+            targets, features = train[1][rows].repeat(2), net.encoder(images.to(memory_format=torch.channels_last))
             loss = net.loss(net.embed(features), targets) if prototypes else F.cross_entropy(linear(features), targets)
             optimizer.zero_grad()
             loss.backward()
@@ -92,19 +94,26 @@ def figures(net: PALM, train: Part, test: Part) -> tuple[float, float]:
 
 @pytest.mark.claim
 def test_unknown_photographs(claim_record: Callable[..., None], test_data: Path, tmp_path: Path) -> None:
-    (x, y), test = photographs(test_data / "cifar10-10k.zip", tmp_path)
-    train = x[y < KNOWN], y[y < KNOWN]
-    ours, plain = ([figures(trained(train, seed, kind), train, test) for seed in SEEDS] for kind in (True, False))
-    method, baseline = ([found[0] for found in part] for part in (ours, plain))
-    rates = " against ".join(f"{mean(found[1] for found in part):.3f}" for part in (ours, plain))
-    holds = mean(method) > mean(baseline)
-    claim_record(
-        "palm",
-        metric=f"AUROC of four unknown CIFAR-10 classes against six known ones, {BACKBONE}, {EPOCHS} epochs (baseline: "
-        f"cross-entropy features; FPR95 {rates}, no margin)",
-        method=method,
-        baseline=baseline,
-        margin="mean higher",
-        holds=holds,
-    )
-    assert holds, (ours, plain)
+    (x, y), (asked, of_asked) = photographs(test_data / "cifar10-10k.zip", tmp_path)
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in (*SETTINGS, "cross-entropy")}
+    for seed in SEEDS:
+        place = torch.randperm(CLASSES, generator=torch.Generator().manual_seed(seed)).argsort().to(DEVICE)
+        names = place[y]
+        train, test = (x[names < KNOWN], names[names < KNOWN]), (asked, place[of_asked])
+        for name, runs in found.items():
+            runs.append(figures(trained(train, seed, SETTINGS.get(name)), train, test))
+    baseline, missed = zip(*found["cross-entropy"])
+    verdicts = []
+    for name in SETTINGS:
+        method, rates = zip(*found[name])
+        verdicts.append(mean(method) > mean(baseline))
+        claim_record(
+            "palm",
+            metric=f"AUROC of four unknown CIFAR-10 classes against six known ones, {name}, {BACKBONE}, {EPOCHS} "
+            f"epochs (baseline: cross-entropy features; FPR95 {mean(rates):.3f} against {mean(missed):.3f}, no margin)",
+            method=list(method),
+            baseline=list(baseline),
+            margin="mean higher",
+            holds=verdicts[-1],
+        )
+    assert all(verdicts), found
