@@ -6,10 +6,10 @@ features. CIFAR's ResNet-18 for 80 epochs where there is a GPU, a quarter as wid
 experiment of the card, on digits, stands in ``shared/claims/test_palm.py``.
 
 One prototype per class, or six of which a sample moves five as in the paper, both with the paper's momentum of 0.999.
-Which was chosen on other classes, by one CPU run each (cross-entropy, one, six): the first six classes 0.515, 0.540 and
-0.548 (six with momentum 0.99), the six animals 0.621, 0.675 and 0.640, the splits of seeds 10 to 12 0.571, 0.580 and
-0.473; 0.554, 0.557 and 0.553; 0.611, 0.623, six not run. Six prototypes learn more slowly at this size: after ten
-epochs their loss still falls, and a smaller momentum moves all prototypes to one place at the start (animals: 0.600).
+Which was chosen on other classes, by one CPU run each (cross-entropy, one, six): the first six classes 0.545 and
+0.540 (six not run), the six animals 0.621, 0.675 and 0.640, the splits of seeds 10 to 12 0.571, 0.580 and 0.473;
+0.554, 0.557 and 0.553; 0.611 and 0.623 (six not run). A smaller momentum did not help six:
+0.453 and 0.543 with 0.99 (seeds 10 and 11), 0.600 with 0.9 (animals).
 """
 
 import zipfile
