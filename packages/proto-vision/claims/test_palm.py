@@ -85,35 +85,46 @@ def trained(train: Part, seed: int, prototypes: tuple[int, int] | None) -> PALM:
 
 
 @torch.no_grad()
-def figures(net: PALM, train: Part, test: Part) -> tuple[float, float]:
-    known, asked = (torch.cat([net.encoder(x) for x in part[0].split(500)]).cpu() for part in (train, test))
-    score, among = MahalanobisOOD().fit(known).score(asked), test[1].cpu() < KNOWN
-    inside, outside = score[among], score[~among]
-    return auroc(inside, outside), fpr_at_tpr(inside, outside)
+def figures(net: PALM, train: Part, test: Part) -> dict[str, tuple[float, float]]:
+    """AUROC and FPR95 of PALM's score, one Gaussian for all classes, and of the one of Lee et al., one per class."""
+    known, asked = (torch.cat([net.encoder(x) for x in part[0].split(500)]).cpu().double() for part in (train, test))
+    classes, among = train[1].cpu(), test[1].cpu() < KNOWN
+    means = torch.stack([known[classes == c].mean(0) for c in range(KNOWN)])
+    inverse = torch.linalg.pinv((known - means[classes]).T.cov(correction=0), hermitian=True)
+    away = asked.unsqueeze(1) - means
+    per_class = -torch.einsum("ncf,fg,ncg->nc", away, inverse, away).amin(1)
+    scores = {"one Gaussian": MahalanobisOOD().fit(known).score(asked), "one Gaussian per class": per_class}
+    found = {}
+    for name, score in scores.items():
+        inside, outside = score[among], score[~among]
+        found[name] = auroc(inside, outside), fpr_at_tpr(inside, outside)
+    return found
 
 
 @pytest.mark.claim
 def test_unknown_photographs(claim_record: Callable[..., None], test_data: Path, tmp_path: Path) -> None:
     (x, y), (asked, of_asked) = photographs(test_data / "cifar10-10k.zip", tmp_path)
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in (*SETTINGS, "cross-entropy")}
+    found: dict[str, list[dict[str, tuple[float, float]]]] = {name: [] for name in (*SETTINGS, "cross-entropy")}
     for seed in SEEDS:
         place = torch.randperm(CLASSES, generator=torch.Generator().manual_seed(seed)).argsort().to(DEVICE)
         names = place[y]
         train, test = (x[names < KNOWN], names[names < KNOWN]), (asked, place[of_asked])
         for name, runs in found.items():
             runs.append(figures(trained(train, seed, SETTINGS.get(name)), train, test))
-    baseline, missed = zip(*found["cross-entropy"])
     verdicts = []
     for name in SETTINGS:
-        method, rates = zip(*found[name])
-        verdicts.append(mean(method) > mean(baseline))
-        claim_record(
-            "palm",
-            metric=f"AUROC of four unknown CIFAR-10 classes against six known ones, {name}, {BACKBONE}, {EPOCHS} "
-            f"epochs (baseline: cross-entropy features; FPR95 {mean(rates):.3f} against {mean(missed):.3f}, no margin)",
-            method=list(method),
-            baseline=list(baseline),
-            margin="mean higher",
-            holds=verdicts[-1],
-        )
+        method, rates = zip(*(run["one Gaussian"] for run in found[name]))
+        for judged in found["cross-entropy"][0]:
+            baseline, missed = zip(*(run[judged] for run in found["cross-entropy"]))
+            verdicts.append(mean(method) > mean(baseline))
+            claim_record(
+                "palm",
+                metric=f"AUROC of four unknown CIFAR-10 classes against six known ones, {name}, {BACKBONE}, {EPOCHS} "
+                f"epochs (baseline: cross-entropy features, Mahalanobis with {judged}; FPR95 {mean(rates):.3f} against "
+                f"{mean(missed):.3f}, no margin)",
+                method=list(method),
+                baseline=list(baseline),
+                margin="mean higher",
+                holds=verdicts[-1],
+            )
     assert all(verdicts), found
