@@ -107,7 +107,7 @@ class PALM(ImageClassifier):
         pretrained: ImageNet weights for the backbone (a download).
         embedding_dim: D.
         prototypes_per_class: K.
-        momentum: of the prototypes; short trainings need less.
+        momentum: of the prototypes.
         temperature: of the similarities.
         proto_temperature: of the contrast of prototypes.
         lambda_pcon: weight of that contrast.
